@@ -1,0 +1,1 @@
+"""Records, shards, rendering, packing and synthesis."""

@@ -1,0 +1,261 @@
+"""The record: what one sample of a shard says, as ``KEY.json`` with its media beside it as ``KEY.NAME.EXT``.
+
+Records carry no token strings: a renderer writes those, so shards stay valid when the vocabulary changes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+RECORD_VERSION = 1
+KEY_PATTERN = re.compile(r"[a-z0-9_-]+\Z")
+FILE_PATTERN = re.compile(r"[a-z0-9_-]+\.[a-z0-9]+\Z")
+
+MediaType = Literal["image", "video", "audio", "graph"]
+MEDIA_TYPES: tuple[str, ...] = ("image", "video", "audio", "graph")
+TARGET_TYPES: tuple[str, ...] = ("box", "mask", "image", "label", "score")
+SPLITS: tuple[str, ...] = ("train", "val", "test")
+_SIZE_NAMES = {
+    "image": "(width, height)",
+    "video": "(width, height, frames)",
+    "audio": "(samples,)",
+    "graph": "(nodes,)",
+}
+
+
+class RecordError(ValueError):
+    """A record that does not follow the format; the message says what was expected and what was given."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """A media member.
+
+    Args:
+        type: "image", "video", "audio" or "graph".
+        file: Its member name without the key: ``NAME.EXT``.
+        size: (width, height) in pixels, (samples,) at ``sample_rate``, or (nodes,).
+        sample_rate: Hertz, for audio.
+    """
+
+    type: MediaType
+    file: str
+    size: tuple[int, ...]
+    sample_rate: int | None = None
+
+
+@dataclass(frozen=True)
+class Part:
+    """One content part of a message.
+
+    ``type`` is "text", one of the media types, or "call" (assistant turns only).
+
+    Args:
+        type: The kind of part.
+        text: The text of a text part.
+        media: Name of the media of a media part.
+        task: Task of a call.
+        prompt: Prompt of a call.
+        groundings: Of a call, in order: ``{"type": "region", "box_xyxy": [...]}`` in original pixels,
+            ``{"type": "time_span", "start": s, "end": s}``, ``{"type": "node", "index": i}`` or
+            ``{"type": "result", "call_index": i}``.
+        target: Id of the call's target, or None.
+    """
+
+    type: str
+    text: str = ""
+    media: str = ""
+    task: str = ""
+    prompt: str = ""
+    groundings: tuple[Mapping[str, Any], ...] = ()
+    target: str | None = None
+
+
+@dataclass(frozen=True)
+class Message:
+    """A chat turn."""
+
+    role: Literal["system", "user", "assistant"]
+    content: tuple[Part, ...]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a head learns or is scored against.
+
+    Args:
+        type: "box" (value: xyxy in original pixels), "mask" (value: COCO run-length dictionary, or a PNG member),
+            "image" (a member), "label" (value: string) or "score" (value: number).
+        value: The value, unless a member holds it.
+        file: The member name without the key, or None.
+    """
+
+    type: str
+    value: Any = None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class Record:
+    """One sample; see the module docstring for how it lies in a shard.
+
+    Args:
+        key: The sample's key, unique in its data set; never parsed for meaning.
+        task: The kind of sample, for counting, mixing and scoring.
+        source: Where it comes from.
+        license: SPDX identifier, or a sentence.
+        split: "train", "val" or "test".
+        messages: The conversation.
+        media: Name -> media member.
+        targets: Id -> target.
+        meta: Language, domain, difficulty, expected answers of an evaluation, ...
+    """
+
+    key: str
+    task: str
+    source: str
+    license: str
+    split: str
+    messages: tuple[Message, ...]
+    media: Mapping[str, Media] = field(default_factory=dict)
+    targets: Mapping[str, Target] = field(default_factory=dict)
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> bytes:
+        """The ``KEY.json`` member: deterministic, UTF-8."""
+        value = asdict(self)
+        del value["key"]
+        value = {"version": RECORD_VERSION, **value}
+        for message in value["messages"]:
+            message["content"] = [_compact_part(part) for part in message["content"]]
+        value["media"] = {name: _without_none(media) for name, media in value["media"].items()}
+        value["targets"] = {name: _without_none(target) for name, target in value["targets"].items()}
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, key: str, data: bytes | str) -> Record:
+        """Parse and check a ``KEY.json`` member.
+
+        Raises:
+            RecordError: Naming the key, the field, what was expected and what was given.
+        """
+        try:
+            value = json.loads(data)
+        except ValueError as error:
+            raise RecordError(f"record '{key}': not JSON: {error}") from None
+        try:
+            return _parse_record(key, value)
+        except RecordError as error:
+            raise RecordError(f"record '{key}': {error}") from None
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecordError(f"record '{key}': malformed: {type(error).__name__}: {error}") from None
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The member names that must stand beside the JSON."""
+        media = [item.file for item in self.media.values()]
+        return tuple(media + [item.file for item in self.targets.values() if item.file])
+
+
+def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: item for name, item in value.items() if item is not None}
+
+
+def _compact_part(part: Mapping[str, Any]) -> dict[str, Any]:
+    keep = {"text": ("text",), "call": ("task", "prompt", "groundings", "target")}.get(part["type"], ("media",))
+    return {"type": part["type"], **{name: part[name] for name in keep if part[name] is not None}}
+
+
+def _parse_record(key: str, value: Any) -> Record:
+    _expect(bool(KEY_PATTERN.match(key)), "key", "[a-z0-9_-]+", key)
+    _expect(isinstance(value, dict), "record", "a JSON object", type(value).__name__)
+    _expect(value.get("version") == RECORD_VERSION, "version", RECORD_VERSION, value.get("version"))
+    known = {"version", "task", "source", "license", "split", "messages", "media", "targets", "meta"}
+    unknown = sorted(set(value) - known)
+    _expect(not unknown, "fields", f"only {sorted(known)}", unknown)
+    for name in ("task", "source", "license", "split"):
+        _expect(isinstance(value.get(name), str), name, "a string", value.get(name))
+    _expect(value["split"] in SPLITS, "split", SPLITS, value["split"])
+    media = {name: _parse_media(name, item) for name, item in value.get("media", {}).items()}
+    targets = {name: _parse_target(name, item) for name, item in value.get("targets", {}).items()}
+    messages = tuple(_parse_message(item, media, targets) for item in value["messages"])
+    _expect(bool(messages), "messages", "at least one message", [])
+    return Record(
+        key=key,
+        task=value["task"],
+        source=value["source"],
+        license=value["license"],
+        split=value["split"],
+        messages=messages,
+        media=media,
+        targets=targets,
+        meta=value.get("meta", {}),
+    )
+
+
+def _parse_media(name: str, value: Mapping[str, Any]) -> Media:
+    kind = value.get("type")
+    _expect(kind in MEDIA_TYPES, f"media '{name}' type", MEDIA_TYPES, kind)
+    _check_file(f"media '{name}'", value.get("file"))
+    size = value.get("size")
+    wanted = _SIZE_NAMES[str(kind)]
+    good = isinstance(size, Sequence) and len(size) == wanted.count(",") + (wanted[-2] != ",")
+    good = good and all(isinstance(item, int) and item > 0 for item in size or ())
+    _expect(good, f"media '{name}' size", f"positive integers {wanted}", size)
+    return Media(type=kind, file=value["file"], size=tuple(size or ()), sample_rate=value.get("sample_rate"))  # type: ignore[arg-type]
+
+
+def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
+    kind = value.get("type")
+    _expect(kind in TARGET_TYPES, f"target '{name}' type", TARGET_TYPES, kind)
+    if value.get("file") is not None:
+        _check_file(f"target '{name}'", value["file"])
+    else:
+        _expect(value.get("value") is not None, f"target '{name}'", "a value or a file", dict(value))
+    if kind == "box":
+        box = value.get("value")
+        good = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
+        good = good and box[0] < box[2] and box[1] < box[3]
+        _expect(good, f"target '{name}' value", "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)
+    return Target(type=str(kind), value=value.get("value"), file=value.get("file"))
+
+
+def _parse_message(value: Mapping[str, Any], media: Mapping[str, Media], targets: Mapping[str, Target]) -> Message:
+    role = value.get("role")
+    _expect(role in ("system", "user", "assistant"), "role", "system, user or assistant", role)
+    parts = tuple(_parse_part(part, str(role), media, targets) for part in value["content"])
+    return Message(role=role, content=parts)  # type: ignore[arg-type]
+
+
+def _parse_part(value: Mapping[str, Any], role: str, media: Mapping[str, Media], targets: Mapping[str, Target]) -> Part:
+    kind = value.get("type")
+    if kind == "text":
+        _expect(isinstance(value.get("text"), str), "text part", "a string", value.get("text"))
+        return Part(type="text", text=value["text"])
+    if kind in MEDIA_TYPES:
+        name = value.get("media")
+        _expect(name in media, f"{kind} part", f"one of the media {sorted(media)}", name)
+        _expect(media[str(name)].type == kind, f"media '{name}'", kind, media[str(name)].type)
+        return Part(type=str(kind), media=str(name))
+    _expect(kind == "call", "part type", "text, call or " + ", ".join(MEDIA_TYPES), kind)
+    _expect(role == "assistant", "call part", "an assistant message", role)
+    target = value.get("target")
+    _expect(target is None or target in targets, "call target", f"one of {sorted(targets)}", target)
+    groundings = tuple(value.get("groundings", ()))
+    for item in groundings:
+        _expect(item.get("type") in ("region", "time_span", "node", "result"), "grounding type", "a known type", item)
+    return Part(type="call", task=value["task"], prompt=value.get("prompt", ""), groundings=groundings, target=target)
+
+
+def _check_file(what: str, name: Any) -> None:
+    good = isinstance(name, str) and bool(FILE_PATTERN.match(name))
+    _expect(good, f"{what} file", "a member name NAME.EXT of [a-z0-9_-]", name)
+
+
+def _expect(condition: bool, what: str, expected: object, given: object) -> None:
+    if not condition:
+        raise RecordError(f"{what}: expected {expected}, got {given!r}")

@@ -1,0 +1,1 @@
+"""One modality in, a ragged sequence of features out."""

@@ -1,0 +1,1 @@
+"""Predict and score as two commands."""

@@ -1,0 +1,1 @@
+"""Expert heads: hidden states and context in, typed results out."""

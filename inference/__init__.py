@@ -1,0 +1,1 @@
+"""Sessions: rendering prompts, decoding, routing and head calls."""

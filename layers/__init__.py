@@ -1,0 +1,1 @@
+"""Shared tensor code and the values that cross rooms: no logic beyond their own invariants."""

@@ -1,0 +1,120 @@
+"""A packed batch and the step that delivers several of them with their loss counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layers.calls import Call
+from layers.head import HeadTarget
+from layers.layout import Layout
+
+
+def _move(value: Any, device: torch.device | str) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, non_blocking=True)
+    if isinstance(value, dict):
+        return {key: _move(item, device) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_move(item, device) for item in value]
+    return value
+
+
+@dataclass
+class MediaBatch:
+    """All items of one modality in a pack, in segment order.
+
+    Args:
+        items: Processed inputs, one dictionary per item (the encoder collates them).
+        layout: The encoder's output per item.
+        token_lengths: Positions that each item takes in the language model, after the projector.
+        segments: (M,) the segment that owns each item.
+        positions: (ΣN',) positions of the items' placeholders in ``input_ids``, in item order.
+    """
+
+    items: list[dict[str, Tensor]]
+    layout: Layout
+    token_lengths: list[int]
+    segments: Tensor
+    positions: Tensor
+
+    def to(self, device: torch.device | str) -> MediaBatch:
+        """The same batch on a device."""
+        return replace(
+            self,
+            items=_move(self.items, device),
+            segments=_move(self.segments, device),
+            positions=_move(self.positions, device),
+        )
+
+
+@dataclass
+class HeadCall:
+    """A call in a pack together with what its head learns from.
+
+    Args:
+        call: Its ``state_positions`` index the pack; its regions are in the input frame.
+        segment: The segment that it belongs to.
+        media: (kind, index into that kind's :class:`MediaBatch`) of the media before it, in order.
+        target: Tensors of the head's target processor; empty where there is nothing to learn.
+    """
+
+    call: Call
+    segment: int
+    media: list[tuple[str, int]]
+    target: HeadTarget
+
+
+@dataclass
+class Batch:
+    """One pack: B segments in one row of T tokens; attention never crosses a segment.
+
+    Args:
+        input_ids: (1, T).
+        labels: (1, T), -100 where nothing is learned. ``labels[t]`` is the token *at* t (shifted inside the loss).
+        position_ids: (1, T), restarting at 0 per segment.
+        segment_lengths: Lengths of the segments, in order; they sum to T.
+        media: Modality -> its items.
+        calls: Head name -> calls in segment order.
+        keys: Sample key per segment.
+        counts: Loss name -> what this pack adds to that loss's denominator ("token" and the heads' names).
+    """
+
+    input_ids: Tensor
+    labels: Tensor
+    position_ids: Tensor
+    segment_lengths: list[int]
+    media: dict[str, MediaBatch] = field(default_factory=dict)
+    calls: dict[str, list[HeadCall]] = field(default_factory=dict)
+    keys: list[str] = field(default_factory=list)
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device."""
+        return replace(
+            self,
+            input_ids=_move(self.input_ids, device),
+            labels=_move(self.labels, device),
+            position_ids=_move(self.position_ids, device),
+            media={kind: media.to(device) for kind, media in self.media.items()},
+            calls={
+                head: [replace(item, target=_move(item.target, device)) for item in calls]
+                for head, calls in self.calls.items()
+            },
+        )
+
+
+@dataclass
+class Step:
+    """The packs of one optimizer step, with the denominators of every loss known before the first backward."""
+
+    packs: list[Batch]
+    counts: dict[str, int]
+    quarantined: int = 0
+
+    def to(self, device: torch.device | str) -> Step:
+        """The same step on a device."""
+        return replace(self, packs=[pack.to(device) for pack in self.packs])

@@ -1,0 +1,172 @@
+"""Task calls, their grounding, and the typed results of expert heads: values that cross rooms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from layers.geometry import Box
+from layers.layout import ItemLayout
+
+
+@dataclass(frozen=True)
+class Region:
+    """A box on an image, xyxy; which frame (original or input) is said by whoever holds it."""
+
+    box_xyxy: Box
+
+
+@dataclass(frozen=True)
+class TimeSpan:
+    """A stretch of audio or video in seconds."""
+
+    start: float
+    end: float
+
+
+@dataclass(frozen=True)
+class NodeRef:
+    """A node, by index into its graph."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class ResultRef:
+    """The result of an earlier call of the same reply, counted from 0."""
+
+    call_index: int
+
+
+Grounding = Region | TimeSpan | NodeRef | ResultRef
+
+
+@dataclass(frozen=True)
+class Call:
+    """One task call of a reply.
+
+    Args:
+        task: Name of the task in the task table.
+        prompt: The text between the opening token and the grounding.
+        groundings: In the order written. Regions of a call that a session returns are original pixels.
+        token_span: (start, end) of the call in the token ids it was parsed from, closing token included.
+        state_positions: Positions whose hidden states the head reads (the anchor, or the k queries).
+    """
+
+    task: str
+    prompt: str
+    groundings: tuple[Grounding, ...] = ()
+    token_span: tuple[int, int] = (0, 0)
+    state_positions: tuple[int, ...] = ()
+
+    @property
+    def boxes_xyxy(self) -> tuple[Box, ...]:
+        """The regions' boxes, in order."""
+        return tuple(g.box_xyxy for g in self.groundings if isinstance(g, Region))
+
+    def shifted(self, offset: int) -> Call:
+        """The same call with its token positions moved by ``offset``."""
+        start, end = self.token_span
+        moved = tuple(position + offset for position in self.state_positions)
+        return replace(self, token_span=(start + offset, end + offset), state_positions=moved)
+
+
+@dataclass(frozen=True)
+class Result:
+    """What an expert head answers, in original units."""
+
+    call: Call
+
+
+@dataclass(frozen=True)
+class BoxesResult(Result):
+    """Boxes in original pixels, xyxy, best first."""
+
+    boxes_xyxy: tuple[Box, ...] = ()
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class MaskResult(Result):
+    """A boolean mask (H, W) of the original raster."""
+
+    mask: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+
+
+@dataclass(frozen=True)
+class ImageResult(Result):
+    """An image (3, H, W), uint8 RGB."""
+
+    image: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.uint8))
+
+
+@dataclass(frozen=True)
+class LabelResult(Result):
+    """A class and the probability of each class."""
+
+    label: str = ""
+    probabilities: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ScoreResult(Result):
+    """A probability in [0, 1]."""
+
+    score: float = 0.0
+
+
+@dataclass
+class MediaFeatures:
+    """One image, audio clip or graph of a conversation as a head sees it.
+
+    Args:
+        kind: "image", "audio" or "graph".
+        features: (N, d) encoder features, before the projector, with gradient while training.
+        layout: Shape of those features; for images also the geometric transform.
+        inputs: This item's encoder inputs: ``pixel_values`` (3, H, W), ``input_features`` (mels, frames), or a
+            graph's ``x`` (nodes, d), ``edge_index`` (2, E).
+        load_original: Reads the media as it was before the processor; called only by heads that need it.
+    """
+
+    kind: str
+    features: Tensor
+    layout: ItemLayout
+    inputs: dict[str, Tensor] = field(default_factory=dict)
+    load_original: Callable[[], Any] | None = None
+
+
+@dataclass
+class HeadContext:
+    """Everything but hidden states that one call offers to its head.
+
+    Args:
+        call: The call; its regions are in the *input frame* of :attr:`image`.
+        media: The conversation's media up to the call, in order.
+        earlier_results: Results of the reply's earlier calls.
+        parameters: Scalar conditions such as a resolution or a number of steps.
+    """
+
+    call: Call
+    media: list[MediaFeatures] = field(default_factory=list)
+    earlier_results: list[Result] = field(default_factory=list)
+    parameters: dict[str, float] = field(default_factory=dict)
+
+    def of_kind(self, kind: str) -> list[MediaFeatures]:
+        """The media of one kind, in conversation order."""
+        return [item for item in self.media if item.kind == kind]
+
+    @property
+    def image(self) -> MediaFeatures:
+        """The latest image.
+
+        Raises:
+            ValueError: If the conversation has none.
+        """
+        images = self.of_kind("image")
+        if not images:
+            raise ValueError(f"task '{self.call.task}' needs an image, the conversation has none")
+        return images[-1]

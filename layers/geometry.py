@@ -1,0 +1,161 @@
+"""The affine map from original pixels to model pixels, and box and mask arithmetic in both frames.
+
+Pixel convention (everywhere in Switchyard): boxes are ``xyxy`` with continuous edges, ``0 <= x <= width``;
+pixel ``i`` covers ``[i, i + 1)``.  The *original frame* is the decoded raster after EXIF orientation; the
+*input frame* is what the encoder sees after crop, resize and pad.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class GeometricTransform:
+    """Crop, then resize, then pad: ``x_in = (x - crop_left) * scale_x + pad_left``, likewise for y.
+
+    One object renders coordinates into the input frame and inverts predictions back to original pixels, so the
+    two can never disagree.
+
+    Args:
+        original_size: (width, height) of the original raster in pixels.
+        crop_xyxy: The cropped window in original pixels.
+        resized_size: (width, height) of the window after resizing.
+        pad_left: Columns of padding left of the resized window.
+        pad_top: Rows of padding above the resized window.
+        input_size: (width, height) of the encoder's input.
+    """
+
+    original_size: tuple[int, int]
+    crop_xyxy: tuple[int, int, int, int]
+    resized_size: tuple[int, int]
+    pad_left: int
+    pad_top: int
+    input_size: tuple[int, int]
+
+    @classmethod
+    def identity(cls, size: tuple[int, int]) -> GeometricTransform:
+        """The transform that leaves a raster of ``size`` (width, height) as it is."""
+        return cls.resize(size, size)
+
+    @classmethod
+    def resize(cls, original_size: tuple[int, int], input_size: tuple[int, int]) -> GeometricTransform:
+        """Stretch the whole raster to ``input_size``, ignoring its aspect ratio."""
+        window = (0, 0, *original_size)
+        return cls(original_size, window, input_size, 0, 0, input_size)
+
+    @classmethod
+    def letterbox(cls, original_size: tuple[int, int], input_size: tuple[int, int]) -> GeometricTransform:
+        """Scale the whole raster to fit ``input_size`` and centre it on padding, keeping its aspect ratio."""
+        (width, height), (input_width, input_height) = original_size, input_size
+        scale = min(input_width / width, input_height / height)
+        resized = (max(1, round(width * scale)), max(1, round(height * scale)))
+        pad_left, pad_top = (input_width - resized[0]) // 2, (input_height - resized[1]) // 2
+        return cls(original_size, (0, 0, width, height), resized, pad_left, pad_top, input_size)
+
+    @classmethod
+    def center_crop(cls, original_size: tuple[int, int], input_size: tuple[int, int]) -> GeometricTransform:
+        """Cut the largest centred window of ``input_size``'s aspect ratio and scale it to ``input_size``."""
+        (width, height), (input_width, input_height) = original_size, input_size
+        scale = min(width / input_width, height / input_height)
+        crop_width, crop_height = max(1, round(input_width * scale)), max(1, round(input_height * scale))
+        left, top = (width - crop_width) // 2, (height - crop_height) // 2
+        return cls(original_size, (left, top, left + crop_width, top + crop_height), input_size, 0, 0, input_size)
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """(x, y) factors from original to input pixels."""
+        left, top, right, bottom = self.crop_xyxy
+        return self.resized_size[0] / (right - left), self.resized_size[1] / (bottom - top)
+
+    def apply_boxes(self, boxes_xyxy: Sequence[Box] | Tensor) -> Tensor:
+        """Map original-frame boxes (N, 4) to the input frame, not clipped."""
+        boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
+        scale, shift = self._affine(boxes)
+        return boxes * scale + shift
+
+    def invert_boxes(self, boxes_xyxy: Sequence[Box] | Tensor) -> Tensor:
+        """Map input-frame boxes (N, 4) back to original pixels, clipped to the raster."""
+        boxes = torch.as_tensor(boxes_xyxy).to(torch.float64).reshape(-1, 4)
+        scale, shift = self._affine(boxes)
+        width, height = self.original_size
+        limit = boxes.new_tensor([width, height, width, height])
+        return torch.minimum(((boxes - shift) / scale).clamp(min=0), limit)
+
+    def apply_image(self, image: Tensor, *, fill: float = 0.0) -> Tensor:
+        """Crop, resize (antialiased bilinear) and pad an image.
+
+        Args:
+            image: (C, H, W) float tensor in the original frame.
+            fill: Value of the padding.
+
+        Returns:
+            (C, input height, input width).
+
+        Raises:
+            ValueError: If the raster does not have ``original_size``.
+        """
+        self._check_raster(image)
+        left, top, right, bottom = self.crop_xyxy
+        window = image[:, top:bottom, left:right]
+        width, height = self.resized_size
+        if window.shape[-2:] != (height, width):
+            window = F.interpolate(window[None], (height, width), mode="bilinear", antialias=True)[0]
+        pad_right = self.input_size[0] - width - self.pad_left
+        pad_bottom = self.input_size[1] - height - self.pad_top
+        return F.pad(window, (self.pad_left, pad_right, self.pad_top, pad_bottom), value=fill)
+
+    def apply_mask(self, mask: Tensor) -> Tensor:
+        """Map a boolean mask (H, W) of the original frame to the input frame (input height, input width)."""
+        return self.apply_image(mask[None].float())[0] >= 0.5
+
+    def invert_mask(self, mask_logits: Tensor) -> Tensor:
+        """Map mask logits of any resolution over the input frame to original pixels.
+
+        Args:
+            mask_logits: (h, w) logits covering the whole input frame.
+
+        Returns:
+            (H, W) boolean mask in the original frame; what the crop removed is False.
+        """
+        input_width, input_height = self.input_size
+        logits = mask_logits.float()[None, None]
+        if logits.shape[-2:] != (input_height, input_width):
+            logits = F.interpolate(logits, (input_height, input_width), mode="bilinear", align_corners=False)
+        width, height = self.resized_size
+        logits = logits[..., self.pad_top : self.pad_top + height, self.pad_left : self.pad_left + width]
+        left, top, right, bottom = self.crop_xyxy
+        if logits.shape[-2:] != (bottom - top, right - left):
+            logits = F.interpolate(logits, (bottom - top, right - left), mode="bilinear", align_corners=False)
+        mask = torch.zeros(self.original_size[1], self.original_size[0], dtype=torch.bool, device=logits.device)
+        mask[top:bottom, left:right] = logits[0, 0] > 0
+        return mask
+
+    def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        scale_x, scale_y = self.scale
+        shift_x = self.pad_left - self.crop_xyxy[0] * scale_x
+        shift_y = self.pad_top - self.crop_xyxy[1] * scale_y
+        return like.new_tensor([scale_x, scale_y] * 2), like.new_tensor([shift_x, shift_y] * 2)
+
+    def _check_raster(self, image: Tensor) -> None:
+        width, height = self.original_size
+        if image.shape[-2:] != (height, width):
+            got = f"{image.shape[-1]}x{image.shape[-2]}"
+            raise ValueError(f"expected a raster of {width}x{height} pixels, got {got}")
+
+
+def coordinate_to_bin(value: float, extent: float, num_bins: int) -> int:
+    """Quantise a coordinate in ``[0, extent]`` to one of ``num_bins`` equal cells; the far edge is the last cell."""
+    return min(max(int(value / extent * num_bins), 0), num_bins - 1)
+
+
+def bin_to_coordinate(index: int, extent: float, num_bins: int) -> float:
+    """The centre of a cell, at most half a quantum from every coordinate that maps to it."""
+    return (index + 0.5) / num_bins * extent

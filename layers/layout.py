@@ -1,0 +1,70 @@
+"""What a ragged sequence of encoder features means, item by item."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from layers.geometry import GeometricTransform
+
+
+@dataclass(frozen=True)
+class ItemLayout:
+    """The shape of one item's features.
+
+    Args:
+        grid: Features per axis: (rows, columns) for an image, (frames,) for audio, (nodes,) for a graph.
+        original_size: (width, height) in pixels, (samples,) or (nodes,).
+        transform: How an image's original pixels map to the encoder's input; None for other modalities.
+        seconds: Duration of audio; None for other modalities.
+    """
+
+    grid: tuple[int, ...]
+    original_size: tuple[int, ...]
+    transform: GeometricTransform | None = None
+    seconds: float | None = None
+
+    @property
+    def num_features(self) -> int:
+        """The number of feature vectors of this item."""
+        count = 1
+        for size in self.grid:
+            count *= size
+        return count
+
+    def with_grid(self, *grid: int) -> ItemLayout:
+        """The same item after a projector changed its grid."""
+        return replace(self, grid=grid)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The items of a ragged batch, in order; their features are concatenated along the first axis."""
+
+    items: tuple[ItemLayout, ...]
+    lengths: tuple[int, ...] = field(init=False)
+
+    def __init__(self, items: Sequence[ItemLayout]) -> None:
+        object.__setattr__(self, "items", tuple(items))
+        object.__setattr__(self, "lengths", tuple(item.num_features for item in items))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    @property
+    def total(self) -> int:
+        """The number of features of all items together."""
+        return sum(self.lengths)
+
+    def split(self, hidden_states: Tensor) -> tuple[Tensor, ...]:
+        """Cut ragged features (ΣN, d) into one (N, d) view per item.
+
+        Raises:
+            ValueError: If the features are not as many as the layout says.
+        """
+        if hidden_states.shape[0] != self.total:
+            raise ValueError(f"the layout describes {self.total} features, got {hidden_states.shape[0]}")
+        return torch.split(hidden_states, list(self.lengths))

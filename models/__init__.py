@@ -1,0 +1,1 @@
+"""Language model, projectors, the Generalist that composes them, and its checkpoints."""

@@ -1,0 +1,132 @@
+"""The task table: one place that drives tokens, rendering, grammar, decoding, routing, loss weights and docs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Link = Literal["text", "boxes", "hidden", "queries"]
+Payload = Literal["prompt", "regions", "time_spans", "nodes", "results"]
+LINKS: tuple[str, ...] = ("text", "boxes", "hidden", "queries")
+PAYLOADS: tuple[str, ...] = ("prompt", "regions", "time_spans", "nodes", "results")
+_NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class TaskSpec:
+    """One task that the language model can call.
+
+    Args:
+        name: Lower-case identifier; the call is written ``<name> ... </name>``.
+        head: Name of the head that answers, a key of the Generalist's ``heads``.
+        link: What crosses from the language model to the head: only ``text``; prompt and ``boxes``; the ``hidden``
+            state at the anchor token; or the states of k learned ``queries``.
+        needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two.
+        payload: What may stand between the tokens.
+        num_queries: k, for the link ``queries``; must equal the head's.
+        loss_weight: Weight of the head's loss for this task's head.
+        description: One sentence for the docs.
+    """
+
+    name: str
+    head: str
+    link: Link = "hidden"
+    needs: tuple[str, ...] = ()
+    payload: tuple[Payload, ...] = ("prompt",)
+    num_queries: int = 0
+    loss_weight: float = 1.0
+    description: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "needs", tuple(self.needs))
+        object.__setattr__(self, "payload", tuple(self.payload))
+        if not _NAME.match(self.name):
+            raise ValueError(f"task name: expected {_NAME.pattern}, got {self.name!r}")
+        if self.link not in LINKS:
+            raise ValueError(f"task '{self.name}' link: expected one of {LINKS}, got {self.link!r}")
+        unknown = set(self.payload) - set(PAYLOADS)
+        if unknown:
+            raise ValueError(f"task '{self.name}' payload: expected some of {PAYLOADS}, got {sorted(unknown)}")
+        if (self.link == "queries") != (self.num_queries > 0):
+            raise ValueError(f"task '{self.name}': link '{self.link}' does not go with num_queries={self.num_queries}")
+
+    @property
+    def open_token(self) -> str:
+        """The token that begins a call."""
+        return f"<{self.name}>"
+
+    @property
+    def close_token(self) -> str:
+        """The token that ends a call."""
+        return f"</{self.name}>"
+
+    @property
+    def has_anchor(self) -> bool:
+        """Whether the call carries a state-anchor token."""
+        return self.link == "hidden"
+
+
+@dataclass(frozen=True)
+class TaskTable:
+    """The tasks of a model, in order, with the grounding vocabulary they share.
+
+    Args:
+        tasks: The tasks.
+        coordinates: Boxes as location-bin tokens (``bins``) or as ``decimals``.
+        num_bins: Location bins per axis.
+        num_time_bins: Time bins per clip.
+        max_nodes: Node tokens.
+        max_results: How many earlier results a call can refer to.
+    """
+
+    tasks: tuple[TaskSpec, ...] = field(default=())
+    coordinates: Literal["bins", "decimals"] = "bins"
+    num_bins: int = 1000
+    num_time_bins: int = 100
+    max_nodes: int = 128
+    max_results: int = 4
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "tasks", tuple(self.tasks))
+        names = [task.name for task in self.tasks]
+        if len(set(names)) != len(names):
+            raise ValueError(f"task names must be unique, got {names}")
+
+    def __iter__(self) -> Iterator[TaskSpec]:
+        return iter(self.tasks)
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def __contains__(self, name: object) -> bool:
+        return any(task.name == name for task in self.tasks)
+
+    def __getitem__(self, name: str) -> TaskSpec:
+        for task in self.tasks:
+            if task.name == name:
+                return task
+        raise KeyError(f"unknown task '{name}': expected one of {[task.name for task in self.tasks]}")
+
+    def uses(self, payload: Payload) -> bool:
+        """Whether any task carries this payload."""
+        return any(payload in task.payload for task in self.tasks)
+
+    def available(self, media_kinds: Sequence[str]) -> tuple[str, ...]:
+        """Names of the tasks whose needs a conversation with these media (one entry per item) meets."""
+        have = list(media_kinds)
+        return tuple(t.name for t in self.tasks if all(have.count(kind) >= t.needs.count(kind) for kind in t.needs))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and dictionaries, for ``tasks.yaml``."""
+        value = asdict(self)
+        value["tasks"] = [
+            {**task, "needs": list(task["needs"]), "payload": list(task["payload"])} for task in value["tasks"]
+        ]
+        return value
+
+    @classmethod
+    def from_dict(cls, value: dict[str, Any]) -> TaskTable:
+        """The inverse of :meth:`to_dict`."""
+        return cls(**{**value, "tasks": tuple(TaskSpec(**task) for task in value["tasks"])})

@@ -1,0 +1,1 @@
+"""Lightning modules, stages, optimizers and callbacks."""
