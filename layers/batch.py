@@ -56,7 +56,7 @@ class HeadCall:
     """A call in a pack together with what its head learns from.
 
     Args:
-        call: Its ``state_positions`` index the pack; its regions are in the input frame.
+        call: Its ``state_positions`` index the pack; its regions are normalised to the input frame, 0 to 1.
         segment: The segment that it belongs to.
         media: (kind, index into that kind's :class:`MediaBatch`) of the media before it, in order.
         target: Tensors of the head's target processor; empty where there is nothing to learn.

@@ -15,14 +15,18 @@ from layers.layout import ItemLayout
 
 @dataclass(frozen=True)
 class Region:
-    """A box on an image, xyxy; which frame (original or input) is said by whoever holds it."""
+    """A box on an image, xyxy.
+
+    Inside the model (grammar, batches, head contexts) it is normalised to the input frame, 0 to 1; in a session's
+    replies it is in original pixels.
+    """
 
     box_xyxy: Box
 
 
 @dataclass(frozen=True)
 class TimeSpan:
-    """A stretch of audio or video in seconds."""
+    """A stretch of audio or video: fractions of the clip inside the model, seconds in a session's replies."""
 
     start: float
     end: float
@@ -144,7 +148,7 @@ class HeadContext:
     """Everything but hidden states that one call offers to its head.
 
     Args:
-        call: The call; its regions are in the *input frame* of :attr:`image`.
+        call: The call; its regions are normalised to the input frame of :attr:`image`, 0 to 1.
         media: The conversation's media up to the call, in order.
         earlier_results: Results of the reply's earlier calls.
         parameters: Scalar conditions such as a resolution or a number of steps.
