@@ -1,0 +1,60 @@
+# Needs git, make, Python 3.11 or newer and its venv module; everything else goes into $(VENV).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+PYTHON ?= python3
+VENV ?= .venv
+RUN ?= runs/quickstart
+ARGS ?=
+EXTRAS := diffusion,speech,graph,eval,demo,synthesis
+
+override VENV_PYTHON := $(VENV)/bin/python
+override RUN_STAMP := $(VENV)/.installed-run
+override DEV_STAMP := $(VENV)/.installed-dev
+PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
+
+.PHONY: help quickstart test test-all lint format clean
+
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+quickstart: $(RUN_STAMP) ## Make the data, train the small generalist, evaluate it and write its page (again: continue)
+	@$(VENV_PYTHON) -m training.quickstart --run "$(RUN)" $(ARGS)
+
+lint: $(DEV_STAMP) ## Formatting, lint and types
+	$(VENV_PYTHON) -m ruff format --check .
+	$(VENV_PYTHON) -m ruff check .
+	$(VENV_PYTHON) -m mypy
+
+format: $(DEV_STAMP) ## Rewrite the files as ruff wants them
+	$(VENV_PYTHON) -m ruff format .
+	$(VENV_PYTHON) -m ruff check --fix .
+
+test: lint ## Lint, then the fast tests (at most five minutes on two cores)
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -m "not slow" -n 2 --durations=20
+
+test-all: lint ## Lint, then every test, slow ones too
+	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --durations=20
+
+clean: ## Remove caches and build output; runs/ and the environment stay
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info
+	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
+
+$(VENV_PYTHON):
+	@command -v "$(PYTHON)" >/dev/null || \
+	  { echo "make: no '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "make: Python 3.11 or newer is needed, '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "make: '$(PYTHON)' has no venv module. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
+	"$(PYTHON)" -m venv "$(VENV)"
+
+$(RUN_STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
+	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(DEV_STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
+	$(PIP_INSTALL) -e '.[$(EXTRAS),dev]'
+	@touch $(RUN_STAMP) $@
