@@ -64,8 +64,8 @@ class TaskSpec:
 
     @property
     def has_anchor(self) -> bool:
-        """Whether the call carries a state-anchor token."""
-        return self.link == "hidden"
+        """Whether the call carries a state-anchor token, which k query tokens follow for the link ``queries``."""
+        return self.link in ("hidden", "queries")
 
 
 @dataclass(frozen=True)
