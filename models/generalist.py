@@ -1,0 +1,306 @@
+"""The Generalist: encoders, projectors, a language model, a router and expert heads, composed by injection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from routers.router import MarkerRouter, Router
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.cache_utils import Cache
+
+from layers.batch import Batch, HeadCall, MediaBatch
+from layers.calls import HeadContext, MediaFeatures
+from layers.encoder import Encoder
+from layers.head import Head, LossTerm
+from layers.layout import Layout
+from models.language import LanguageModel
+from models.plan import BatchPlan
+from models.projectors import Projector
+from models.token_loss import linear_cross_entropy, supervised_rows
+from routers.tasks import TaskTable
+from routers.vocabulary import Vocabulary
+
+TOKEN_LOSS = "token"
+
+
+@dataclass
+class EncodedMedia:
+    """The items of one modality after encoder and projector.
+
+    Args:
+        features: (ΣN, d) encoder features, which heads read.
+        layout: Their layout.
+        projected: (ΣN', d_llm) tokens, which the language model reads.
+        projected_layout: Their layout.
+    """
+
+    features: Tensor
+    layout: Layout
+    projected: Tensor
+    projected_layout: Layout
+
+
+@dataclass
+class StepOutput:
+    """One cached forward: (B, V) logits of the last position, (B, S, d) hidden states, and the cache."""
+
+    logits_last: Tensor
+    hidden_states: Tensor
+    cache: Cache
+
+
+class Generalist(nn.Module):
+    """Media in, text and task calls out, calls answered by expert heads.
+
+    Args:
+        tokenizer: Directory of a tokenizer that holds the table's tokens (``python -m models tokenizer`` makes one).
+        tasks: The task table.
+        language_model: The language model.
+        encoders: Modality ("image", "audio", "graph") -> encoder.
+        projectors: Modality -> projector, one per encoder.
+        heads: Name -> head; every head that a task names must be there.
+        router: Turns token ids into calls; marker tokens by default.
+
+    Raises:
+        ValueError: If the parts do not fit together, naming what was expected and what was given.
+    """
+
+    def __init__(
+        self,
+        tokenizer: str,
+        tasks: TaskTable,
+        language_model: LanguageModel,
+        encoders: dict[str, Encoder],
+        projectors: dict[str, Projector],
+        heads: dict[str, Head],
+        router: Router | None = None,
+    ) -> None:
+        super().__init__()
+        self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer)
+        self.tasks = tasks
+        self.vocabulary = Vocabulary(self.tokenizer, tasks)
+        self.language_model = language_model
+        self.encoders = nn.ModuleDict(encoders)
+        self.projectors = nn.ModuleDict(projectors)
+        self.heads = nn.ModuleDict(heads)
+        self.router = router if router is not None else MarkerRouter(self.vocabulary)
+        self._check_parts()
+        self._query_slots = self._build_query_slots()
+
+    @classmethod
+    def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu") -> Self:
+        """Load a checkpoint directory; see :func:`models.checkpoint.load_checkpoint`."""
+        from models.checkpoint import load_checkpoint
+
+        generalist = load_checkpoint(directory, device)
+        assert isinstance(generalist, cls)
+        return generalist
+
+    @property
+    def device(self) -> torch.device:
+        """Where the language model lies."""
+        return self.language_model.head_weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The language model's parameter type."""
+        return self.language_model.head_weight.dtype
+
+    def plan(self) -> BatchPlan:
+        """What data workers need; no weights."""
+        return BatchPlan(
+            tokenizer=self.tokenizer,
+            vocabulary=self.vocabulary,
+            tasks=self.tasks,
+            processors={kind: self._encoder(kind).processor for kind in self.encoders},
+            token_rules={kind: self._projector(kind).token_rule for kind in self.projectors},
+            target_processors={name: self._head(name).target_processor for name in self.heads},
+        )
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch mode; a part with no trainable parameter stays in eval (no dropout, no SpecAugment)."""
+        super().train(mode)
+        for part in (self.language_model, *self.encoders.values(), *self.projectors.values(), *self.heads.values()):
+            if mode and not any(parameter.requires_grad for parameter in part.parameters()):
+                part.eval()
+        return self
+
+    def encode_media(self, media: Mapping[str, MediaBatch]) -> dict[str, EncodedMedia]:
+        """Run each modality's encoder and projector once over all its items.
+
+        Raises:
+            ValueError: If a projector gives an item another number of tokens than the batch reserved for it.
+        """
+        encoded = {}
+        for kind, batch in media.items():
+            if kind not in self.encoders:
+                raise ValueError(f"no encoder for '{kind}': expected one of {sorted(self.encoders)}")
+            encoder, projector = self._encoder(kind), self._projector(kind)
+            inputs = encoder.collate(batch.items)
+            features = encoder({name: self._to_float_dtype(value) for name, value in inputs.items()}, batch.layout)
+            projected, projected_layout = projector(features, batch.layout)
+            if list(projected_layout.lengths) != list(batch.token_lengths):
+                got, expected = list(projected_layout.lengths), list(batch.token_lengths)
+                raise ValueError(f"{kind} projector: expected {expected} tokens per item, got {got}")
+            encoded[kind] = EncodedMedia(features, batch.layout, projected, projected_layout)
+        return encoded
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """Embeddings (..., d_llm): token rows, and the heads' learned queries at their ids."""
+        embeds = self.language_model.embed(input_ids)
+        for head_name, ids in self._query_slots.items():
+            queries = self._head(head_name).queries
+            assert queries is not None
+            for index, token_id in ids:
+                hit = (input_ids == token_id).unsqueeze(-1)
+                embeds = torch.where(hit, queries[index].to(embeds.dtype), embeds)
+        return embeds
+
+    def place(self, inputs_embeds: Tensor, positions: Tensor, projected: Tensor) -> Tensor:
+        """Write projected features over their placeholders.
+
+        Args:
+            inputs_embeds: (T, d).
+            positions: (ΣN',) indices into T.
+            projected: (ΣN', d).
+        """
+        if positions.shape[0] != projected.shape[0]:
+            raise ValueError(f"{positions.shape[0]} placeholders but {projected.shape[0]} projected features")
+        return inputs_embeds.index_copy(0, positions, projected.to(inputs_embeds.dtype))
+
+    def forward(self, batch: Batch) -> dict[str, LossTerm]:
+        """Token loss and one loss per head over a pack, as sums and counts.
+
+        Every trainable parameter takes part in the graph, if only with a zero, so that ranks with other modalities run
+        the same collectives.
+        """
+        encoded = self.encode_media(batch.media)
+        embeds = self.embed(batch.input_ids[0])
+        for kind, item in encoded.items():
+            embeds = self.place(embeds, batch.media[kind].positions, item.projected)
+        states = self.language_model(embeds[None], batch.position_ids, batch.segment_lengths)
+        losses = {TOKEN_LOSS: self._token_loss(states, batch)}
+        for name in self.heads:
+            calls = [call for call in batch.calls.get(name, []) if call.target]
+            if calls:
+                losses[name] = self._head_loss(name, calls, states, batch, encoded)
+        if self.training:
+            losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._untouched(batch, losses)
+        return losses
+
+    def step(
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+    ) -> StepOutput:
+        """One cached forward of new positions; arguments as in :meth:`LanguageModel.forward_cached`."""
+        output = self.language_model.forward_cached(inputs_embeds, attention_mask, position_ids, cache)
+        logits = self.language_model.logits(output.hidden_states[:, -1])
+        return StepOutput(logits, output.hidden_states, output.cache)
+
+    def head_contexts(
+        self, calls: list[HeadCall], media: Mapping[str, MediaBatch], encoded: Mapping[str, EncodedMedia]
+    ) -> list[HeadContext]:
+        """What each call offers its head besides hidden states; features are views with gradient."""
+        features = {kind: item.layout.split(item.features) for kind, item in encoded.items()}
+
+        def view(kind: str, index: int) -> MediaFeatures:
+            batch = media[kind]
+            return MediaFeatures(kind, features[kind][index], batch.layout.items[index], batch.items[index])
+
+        return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]
+
+    def _token_loss(self, states: Tensor, batch: Batch) -> LossTerm:
+        positions, targets = supervised_rows(batch.labels[0], batch.segment_lengths)
+        model = self.language_model
+        softcap = getattr(model.config, "final_logit_softcapping", None)
+        rows = states.index_select(0, positions)
+        total = linear_cross_entropy(rows, model.head_weight, targets, model.head_bias, softcap)
+        return LossTerm(total, targets.shape[0])
+
+    def _head_loss(
+        self,
+        name: str,
+        calls: list[HeadCall],
+        states: Tensor,
+        batch: Batch,
+        encoded: Mapping[str, EncodedMedia],
+    ) -> LossTerm:
+        head = self._head(name)
+        positions = [position for item in calls for position in item.call.state_positions]
+        head_states = states.index_select(0, torch.tensor(positions, device=states.device)) if positions else None
+        lengths = [len(item.call.state_positions) for item in calls]
+        predictions = head(head_states, lengths, self.head_contexts(calls, batch.media, encoded))
+        return head.loss(predictions, [item.target for item in calls])
+
+    def _untouched(self, batch: Batch, losses: Mapping[str, LossTerm]) -> Tensor:
+        parts: list[nn.Module] = []
+        for kind in self.encoders:
+            if kind not in batch.media:
+                parts += [self.encoders[kind], self.projectors[kind]]
+        parts += [self.heads[name] for name in self.heads if name not in losses]
+        parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
+        zeros = [parameter.reshape(-1)[:1].sum() * 0 for parameter in parameters]
+        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
+
+    def _to_float_dtype(self, value: Tensor) -> Tensor:
+        # Under autocast parameters stay in fp32; a model cast to bf16 as a whole needs its inputs cast too.
+        return value.to(self.dtype) if value.is_floating_point() else value
+
+    def _encoder(self, kind: str) -> Encoder:
+        encoder = self.encoders[kind]
+        assert isinstance(encoder, Encoder)
+        return encoder
+
+    def _projector(self, kind: str) -> Projector:
+        projector = self.projectors[kind]
+        assert isinstance(projector, Projector)
+        return projector
+
+    def _head(self, name: str) -> Head:
+        head = self.heads[name]
+        assert isinstance(head, Head)
+        return head
+
+    def _build_query_slots(self) -> dict[str, list[tuple[int, int]]]:
+        slots: dict[str, list[tuple[int, int]]] = {}
+        for task in self.tasks:
+            if task.link == "queries":
+                slots.setdefault(task.head, []).extend(enumerate(self.vocabulary.query_ids[task.name]))
+        return slots
+
+    def _check_parts(self) -> None:
+        if set(self.encoders) != set(self.projectors):
+            raise ValueError(f"one projector per encoder: got {sorted(self.encoders)} and {sorted(self.projectors)}")
+        for kind in self.encoders:
+            if self._encoder(kind).kind != kind:
+                raise ValueError(f"encoder '{kind}': expected a {kind} encoder, got one for {self._encoder(kind).kind}")
+        for task in self.tasks:
+            if task.head not in self.heads:
+                raise ValueError(f"task '{task.name}' needs head '{task.head}', got heads {sorted(self.heads)}")
+            if task.link == "queries" and task.num_queries != self._head(task.head).num_queries:
+                got = self._head(task.head).num_queries
+                raise ValueError(f"task '{task.name}' has {task.num_queries} queries, its head {got}")
+            unknown = set(task.needs) - set(self.encoders)
+            if unknown:
+                raise ValueError(f"task '{task.name}' needs {sorted(unknown)}, encoders are {sorted(self.encoders)}")
+        rows, ids = self.language_model.vocab_size, len(self.tokenizer)
+        if rows < ids:
+            raise ValueError(f"the tokenizer has {ids} ids, the language model only {rows} embedding rows")
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer directory; nothing in it is executed.
+
+    Raises:
+        ValueError: If the directory holds no tokenizer, or one without a chat template or an end-of-turn token.
+    """
+    if not (Path(directory) / "tokenizer.json").is_file():
+        raise ValueError(f"expected a tokenizer directory with tokenizer.json, got '{directory}'")
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer '{directory}': expected a chat template and an end-of-turn (eos) token")
+    return tokenizer

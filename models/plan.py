@@ -1,0 +1,51 @@
+"""The batch plan: everything a data worker needs to know about a model, without its weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+
+from transformers import PreTrainedTokenizerBase
+
+from layers.encoder import Processor
+from layers.head import TargetProcessor
+from models.projectors import TokenRule
+from routers.tasks import TaskTable
+from routers.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """Picklable, weightless, identified by its hash.
+
+    Args:
+        tokenizer: With the task and grounding tokens added.
+        vocabulary: Their ids.
+        tasks: The task table.
+        processors: Modality -> processor.
+        token_rules: Modality -> the projector's token rule.
+        target_processors: Head -> target processor.
+    """
+
+    tokenizer: PreTrainedTokenizerBase
+    vocabulary: Vocabulary
+    tasks: TaskTable
+    processors: dict[str, Processor]
+    token_rules: dict[str, TokenRule]
+    target_processors: dict[str, TargetProcessor]
+    hash: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "hash", self._fingerprint())
+
+    def _fingerprint(self) -> str:
+        """A hash of whatever changes the length or the content of a rendered sample."""
+        facts = {
+            "tokenizer": sorted(self.tokenizer.get_vocab().items()),
+            "chat_template": self.tokenizer.chat_template,
+            "tasks": self.tasks.to_dict(),
+            "processors": {kind: dict(item.fingerprint()) for kind, item in self.processors.items()},
+            "token_rules": {kind: asdict(rule) for kind, rule in self.token_rules.items()},
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,77 @@
+"""The token loss: supervised rows only, and never the logits of all positions at once."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+IGNORE_INDEX = -100
+
+
+def supervised_rows(labels: Tensor, segment_lengths: list[int]) -> tuple[Tensor, Tensor]:
+    """Where a pack learns: the positions whose state predicts a label, and those labels.
+
+    The first position of a segment is predicted by nothing (the position before it belongs to another sample).
+
+    Args:
+        labels: (T,) with -100 where nothing is learned.
+        segment_lengths: Tokens per segment.
+
+    Returns:
+        (n,) positions of the predicting states and (n,) labels.
+    """
+    starts = torch.tensor([0, *segment_lengths[:-1]]).cumsum(0).to(labels.device)
+    wanted = labels != IGNORE_INDEX
+    wanted = wanted.index_fill(0, starts, False)
+    positions = wanted.nonzero()[:, 0]
+    return positions - 1, labels[positions]
+
+
+def linear_cross_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
+) -> Tensor:
+    """Summed cross-entropy of ``states @ weight.T + bias`` without keeping all logits.
+
+    Uses torch's chunked kernel where this torch has it, a recomputed chunked loss elsewhere.
+
+    Args:
+        states: (n, d).
+        weight: (vocabulary, d).
+        targets: (n,) int64.
+        bias: (vocabulary,) or None.
+        softcap: Logits become ``softcap · tanh(logit / softcap)``, which torch's kernel does not offer.
+
+    Returns:
+        Scalar sum; 0 with a gradient path for n = 0.
+    """
+    if states.shape[0] == 0:
+        return states.sum() * 0 + weight.reshape(-1)[0] * 0
+    options = getattr(nn, "LinearCrossEntropyOptions", None)
+    # torch's kernel computes its gradient in the forward and wants one dtype throughout
+    plain = softcap is None and states.dtype == weight.dtype and not torch.is_autocast_enabled(states.device.type)
+    if options is not None and states.requires_grad and plain:
+        return F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options())
+    return _chunked_cross_entropy(states, weight, targets, bias, softcap)
+
+
+def _chunked_cross_entropy(
+    states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, chunk: int = 1024
+) -> Tensor:
+    def loss(rows: Tensor, wanted: Tensor) -> Tensor:
+        logits = F.linear(rows, weight, bias)
+        if softcap is not None:
+            logits = torch.tanh(logits / softcap) * softcap
+        if logits.dtype in (torch.float16, torch.bfloat16):
+            logits = logits.float()
+        return F.cross_entropy(logits, wanted, reduction="sum")
+
+    total: Tensor | float = 0.0
+    for rows, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
+        if torch.is_grad_enabled() and states.shape[0] > chunk:
+            total = total + checkpoint(loss, rows, wanted, use_reentrant=False)
+        else:
+            total = total + loss(rows, wanted)
+    assert isinstance(total, Tensor)
+    return total

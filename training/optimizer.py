@@ -1,0 +1,77 @@
+"""Parameter groups and the learning-rate schedule."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+_NO_DECAY = re.compile(r"(^|\.)(bias|queries|.*embed.*|.*norm.*)(\.|$)")
+
+
+def set_trainable(module: nn.Module, patterns: Iterable[str]) -> None:
+    """Freeze every parameter whose name matches none of the patterns (``re.search``).
+
+    Raises:
+        ValueError: If a pattern matches no parameter.
+    """
+    names = [name for name, _ in module.named_parameters()]
+    compiled = [re.compile(pattern) for pattern in patterns]
+    for pattern in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise ValueError(f"trainable: pattern '{pattern.pattern}' matches no parameter, such as {names[:3]}")
+    for name, parameter in module.named_parameters():
+        parameter.requires_grad_(any(pattern.search(name) for pattern in compiled))
+
+
+def parameter_groups(
+    module: nn.Module, learning_rate: float, learning_rates: Mapping[str, float], weight_decay: float
+) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay.
+
+    Biases, norms, embeddings and learned queries, and whatever has one axis, are not decayed.
+
+    Args:
+        module: The model.
+        learning_rate: For parameters that match no pattern.
+        learning_rates: Pattern (``re.search``) -> learning rate; the first match counts.
+        weight_decay: For the decayed.
+
+    Raises:
+        ValueError: If a pattern matches no parameter, or nothing is trainable.
+    """
+    compiled = [(re.compile(pattern), rate) for pattern, rate in learning_rates.items()]
+    names = [name for name, _ in module.named_parameters()]
+    for pattern, _ in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise ValueError(f"learning_rates: pattern '{pattern.pattern}' matches no parameter")
+    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    for name, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = next((rate for pattern, rate in compiled if pattern.search(name)), learning_rate)
+        decay = 0.0 if parameter.ndim < 2 or _NO_DECAY.search(name) else weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        group["params"].append(parameter)
+        group["names"].append(name)
+    if not groups:
+        raise ValueError("nothing is trainable: expected at least one pattern of `trainable` to match")
+    return [{name: value for name, value in group.items() if name != "names"} for group in groups.values()]
+
+
+def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.02) -> float:
+    """Factor of the learning rate: linear warm-up, then a cosine down to ``floor``."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def global_grad_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
+    """Euclidean norm of all gradients together."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients)
