@@ -1,0 +1,346 @@
+"""The one renderer: a record or a conversation becomes token ids, labels, media inputs and head targets.
+
+Training and inference share it, so a model never meets a prompt that it was not trained on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.chat import chat_text
+from data.media import RawMedia, resample, resampled_length
+from data.records import Media, Message, Part, Record
+from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
+from layers.encoder import Processor
+from layers.geometry import Box
+from layers.head import HeadTarget
+from layers.layout import ItemLayout
+from layers.media import Audio, Graph
+from models.plan import BatchPlan
+from routers.rendering import render_call
+
+IGNORED = -100
+
+
+class RenderError(ValueError):
+    """A record that a plan cannot render; names the record, what was expected and what was given."""
+
+
+@dataclass
+class RenderedMedia:
+    """One use of a media item.
+
+    Args:
+        kind: "image", "audio" or "graph".
+        name: Its name in the record.
+        inputs: The processor's tensors; empty where nothing was decoded.
+        layout: The encoder's output for it.
+        positions: Positions of its placeholders in the sample's ``input_ids``.
+    """
+
+    kind: str
+    name: str
+    inputs: dict[str, Tensor]
+    layout: ItemLayout
+    positions: list[int]
+
+
+@dataclass
+class RenderedSampleCall:
+    """A call of an assistant turn.
+
+    Args:
+        head: The head that answers.
+        call: With normalised regions; ``token_span`` and ``state_positions`` index the sample's ``input_ids``.
+        media: Indices into the sample's media of all that stand before it.
+        target: What the head learns; empty where there is nothing.
+    """
+
+    head: str
+    call: Call
+    media: list[int]
+    target: HeadTarget
+
+
+@dataclass
+class Rendered:
+    """One sample, ready to be packed.
+
+    Args:
+        key: Key of the record, "" for a prompt.
+        input_ids: T ids.
+        labels: T labels; -100 where nothing is learned.
+        media: Media in order of their placeholders.
+        calls: Calls in order.
+    """
+
+    key: str
+    input_ids: list[int] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    media: list[RenderedMedia] = field(default_factory=list)
+    calls: list[RenderedSampleCall] = field(default_factory=list)
+
+
+def render(record: Record, raw_media: Mapping[str, RawMedia], plan: BatchPlan, targets: Mapping[str, Any]) -> Rendered:
+    """Render a record for training: every assistant turn is learned, its closing token included.
+
+    Args:
+        record: The record.
+        raw_media: Its decoded media, by name.
+        plan: The model's plan.
+        targets: Its decoded targets, by id; a call whose target is missing here has nothing to learn.
+
+    Returns:
+        The sample.
+
+    Raises:
+        RenderError: Naming the record and what does not fit the plan.
+    """
+    try:
+        return _render(record.key, record.messages, raw_media, plan, targets, generation_prompt=False)
+    except ValueError as error:
+        raise RenderError(f"record '{record.key}': {error}") from error
+
+
+def render_prompt(messages: Sequence[Message], raw_media: Mapping[str, RawMedia], plan: BatchPlan) -> Rendered:
+    """Render a conversation up to the opening of the assistant's next turn.
+
+    Args:
+        messages: The turns so far.
+        raw_media: Their decoded media, by name.
+        plan: The model's plan.
+
+    Returns:
+        The prompt; earlier assistant turns carry labels as in training.
+
+    Raises:
+        ValueError: Naming what does not fit the plan.
+    """
+    return _render("", messages, raw_media, plan, {}, generation_prompt=True)
+
+
+def rendered_length(record: Record, plan: BatchPlan) -> int:
+    """``len(render(...).input_ids)``, from the sizes that the record declares; nothing is decoded.
+
+    Raises:
+        RenderError: As :func:`render`, as far as it can be told without decoding.
+    """
+    try:
+        layouts = {name: _declared_layout(item, plan) for name, item in record.media.items()}
+        return len(_Writer(record.key, plan, layouts).write(record.messages, {}, False).input_ids)
+    except ValueError as error:
+        raise RenderError(f"record '{record.key}': {error}") from error
+
+
+def _render(
+    key: str,
+    messages: Sequence[Message],
+    raw_media: Mapping[str, RawMedia],
+    plan: BatchPlan,
+    targets: Mapping[str, Any],
+    generation_prompt: bool,
+) -> Rendered:
+    names = [part.media for message in messages for part in message.content if part.media]
+    inputs: dict[str, dict[str, Tensor]] = {}
+    layouts: dict[str, tuple[str, ItemLayout]] = {}
+    for name in dict.fromkeys(names):
+        if name not in raw_media:
+            raise ValueError(f"media '{name}': expected one of {sorted(raw_media)}")
+        kind = _kind(raw_media[name])
+        inputs[name], layout = _process(name, raw_media[name], _processor(plan, kind))
+        layouts[name] = (kind, layout)
+    rendered = _Writer(key, plan, layouts).write(messages, targets, generation_prompt)
+    for item in rendered.media:
+        item.inputs = inputs[item.name]
+    return rendered
+
+
+class _Writer:
+    """Writes one conversation; ``layouts`` maps a media name to its kind and its encoder layout."""
+
+    def __init__(self, key: str, plan: BatchPlan, layouts: Mapping[str, tuple[str, ItemLayout]]) -> None:
+        self.plan, self.layouts = plan, layouts
+        self.text = chat_text(plan.tokenizer)
+        self.out = Rendered(key)
+        self.calls_in_turn = 0
+
+    def write(self, messages: Sequence[Message], targets: Mapping[str, Any], generation_prompt: bool) -> Rendered:
+        markup = self.text.markup([message.role for message in messages], generation_prompt)
+        for message, piece, learned in zip(messages, markup.pieces, markup.learned, strict=False):
+            self._markup(piece, learned)
+            self.calls_in_turn = 0
+            for part in message.content:
+                self._part(part, message.role == "assistant", targets)
+        self._markup(markup.pieces[-1], markup.learned[-1])
+        return self.out
+
+    def _markup(self, ids: Sequence[int], learned: int) -> None:
+        self._append(ids[:learned], learned=True)
+        self._append(ids[learned:], learned=False)
+
+    def _append(self, ids: Sequence[int], learned: bool) -> None:
+        self.out.input_ids.extend(ids)
+        self.out.labels.extend(ids if learned else [IGNORED] * len(ids))
+
+    def _part(self, part: Part, is_assistant: bool, targets: Mapping[str, Any]) -> None:
+        if part.type == "text":
+            if part.text:
+                self._append(self.text.encode(part.text), learned=is_assistant)
+        elif part.type == "call":
+            self._call(part, targets)
+        else:
+            self._media(part)
+
+    def _media(self, part: Part) -> None:
+        kind, layout = self.layouts[part.media]
+        if kind != part.type:
+            raise ValueError(f"media '{part.media}': expected {part.type}, got {kind}")
+        start, count = len(self.out.input_ids), self.plan.token_rules[kind].num_tokens(layout)
+        self._append([self.plan.vocabulary.media_ids[kind]] * count, learned=False)
+        self.out.media.append(RenderedMedia(kind, part.media, {}, layout, list(range(start, start + count))))
+
+    def _call(self, part: Part, targets: Mapping[str, Any]) -> None:
+        if part.task not in self.plan.tasks:
+            raise ValueError(f"unknown task '{part.task}': expected one of {[task.name for task in self.plan.tasks]}")
+        task = self.plan.tasks[part.task]
+        kinds = [item.kind for item in self.out.media]
+        if task.name not in self.plan.tasks.available(kinds):
+            raise ValueError(f"task '{task.name}': expected the media {list(task.needs)} before it, got {kinds}")
+        call = Call(part.task, part.prompt, tuple(self._grounding(item) for item in part.groundings))
+        written = render_call(call, self.plan.vocabulary, self.plan.tokenizer)
+        start = len(self.out.input_ids)
+        self.out.input_ids.extend(written.ids)
+        self.out.labels.extend(
+            token if learned else IGNORED for token, learned in zip(written.ids, written.learned, strict=True)
+        )
+        call = replace(
+            call,
+            token_span=(start, len(self.out.input_ids)),
+            state_positions=tuple(start + position for position in written.state_positions),
+        )
+        target: HeadTarget = {}
+        if part.target in targets and task.head in self.plan.target_processors:
+            images = [item.layout for item in self.out.media if item.kind == "image"]
+            target = self.plan.target_processors[task.head](targets[part.target], images)
+        self.out.calls.append(RenderedSampleCall(task.head, call, list(range(len(self.out.media))), target))
+        self.calls_in_turn += 1
+
+    def _grounding(self, value: Mapping[str, Any]) -> Grounding:
+        kind = value["type"]
+        if kind == "region":
+            return Region(_normalised(_numbers(value, "box_xyxy", 4), self._latest("image", "region")))
+        if kind == "time_span":
+            seconds = self._latest("audio", "time span").seconds
+            assert seconds is not None
+            start, end = (*_numbers(value, "start", 1), *_numbers(value, "end", 1))
+            if not 0 <= start <= end <= seconds:
+                raise ValueError(f"time span: expected 0 <= start <= end <= {seconds} seconds, got {start} to {end}")
+            return TimeSpan(start / seconds, end / seconds)
+        if kind == "node":
+            nodes = self._latest("graph", "node").original_size[0]
+            return NodeRef(_index(value, "index", nodes, "node"))
+        return ResultRef(_index(value, "call_index", self.calls_in_turn, "earlier call of the turn"))
+
+    def _latest(self, kind: str, what: str) -> ItemLayout:
+        layouts = [item.layout for item in self.out.media if item.kind == kind]
+        if not layouts:
+            raise ValueError(f"{what}: expected {kind} before it, got {[item.kind for item in self.out.media]}")
+        return layouts[-1]
+
+
+def _normalised(box: tuple[float, ...], layout: ItemLayout) -> Box:
+    transform = layout.transform
+    if transform is None:
+        raise ValueError("region: expected an image with a geometric transform, its layout has none")
+    width, height = transform.original_size
+    x1, y1, x2, y2 = box
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        raise ValueError(f"region: expected x1 < x2 <= {width} and y1 < y2 <= {height} from 0 on, got {list(box)}")
+    (scale_x, scale_y), (left, top) = transform.scale, transform.crop_xyxy[:2]
+    input_width, input_height = transform.input_size
+
+    def to_x(x: float) -> float:
+        return min(max(((x - left) * scale_x + transform.pad_left) / input_width, 0.0), 1.0)
+
+    def to_y(y: float) -> float:
+        return min(max(((y - top) * scale_y + transform.pad_top) / input_height, 0.0), 1.0)
+
+    seen = (to_x(x1), to_y(y1), to_x(x2), to_y(y2))
+    if seen[0] >= seen[2] or seen[1] >= seen[3]:
+        raise ValueError(
+            f"region: expected one that the model sees, the crop {transform.crop_xyxy} removes {list(box)}"
+        )
+    return seen
+
+
+def _numbers(value: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
+    given = value.get(name)
+    items = given if isinstance(given, list | tuple) else [given]
+    good = len(items) == count and all(
+        isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in items
+    )
+    if not good:
+        raise ValueError(f"grounding '{value['type']}' {name}: expected {count} finite number(s), got {given!r}")
+    return tuple(float(item) for item in items)
+
+
+def _index(value: Mapping[str, Any], name: str, limit: int, what: str) -> int:
+    given = value.get(name)
+    if type(given) is not int or not 0 <= given < limit:
+        raise ValueError(
+            f"grounding '{value['type']}' {name}: expected one of {limit} {what}(s) from 0 on, got {given!r}"
+        )
+    return given
+
+
+def _processor(plan: BatchPlan, kind: str) -> Processor:
+    if kind not in plan.processors:
+        raise ValueError(f"{kind}: expected media that the model takes, one of {sorted(plan.processors)}")
+    return plan.processors[kind]
+
+
+def _kind(raw: RawMedia) -> str:
+    if isinstance(raw, Audio):
+        return "audio"
+    return "graph" if isinstance(raw, Graph) else "image"
+
+
+def _process(name: str, raw: RawMedia, processor: Processor) -> tuple[dict[str, Tensor], ItemLayout]:
+    if isinstance(raw, Audio):
+        raw = resample(raw, _sample_rate(processor))
+        size: tuple[int, ...] = (raw.waveform.shape[0],)
+    elif isinstance(raw, Graph):
+        size = (raw.num_nodes,)
+    else:
+        if raw.dtype != torch.uint8 or raw.ndim != 3 or raw.shape[0] != 3 or 0 in raw.shape:
+            raise ValueError(f"image '{name}': expected uint8 (3, H, W), got {raw.dtype} {tuple(raw.shape)}")
+        size = (raw.shape[2], raw.shape[1])
+    try:
+        inputs, layout = processor(raw)
+    except ValueError as error:
+        raise ValueError(f"media '{name}': {error}") from error
+    predicted = processor.layout(size)
+    assert layout == predicted, f"media '{name}': the processor predicts {predicted} and gives {layout}"
+    return inputs, layout
+
+
+def _declared_layout(media: Media, plan: BatchPlan) -> tuple[str, ItemLayout]:
+    processor = _processor(plan, media.type)
+    if media.type != "audio":
+        return media.type, processor.layout(media.size)
+    if media.sample_rate is None:
+        raise ValueError(f"'{media.file}': expected the sample rate of its {media.size[0]} samples, got none")
+    return media.type, processor.layout((resampled_length(media.size[0], media.sample_rate, _sample_rate(processor)),))
+
+
+def _sample_rate(processor: Processor) -> int:
+    rate: Callable[[], int] | int | None = getattr(processor, "sample_rate", None)
+    if not isinstance(rate, int):
+        raise ValueError(f"audio processor {type(processor).__name__}: expected an integer sample_rate, got {rate!r}")
+    return rate
