@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from PIL import Image
+
+from data.media import MediaError
+from inference.files import read_audio, read_graph, read_image
+
+
+def test_an_image_is_turned_as_its_exif_says(tmp_path):
+    pixels = np.zeros((20, 30, 3), np.uint8)
+    pixels[:, :15] = (255, 0, 0)  # the left half is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees clockwise: left becomes top
+    Image.fromarray(pixels).save(tmp_path / "turned.png", exif=exif)
+    image = read_image(tmp_path / "turned.png")
+    assert image.shape == (3, 30, 20) and image.dtype == torch.uint8
+    assert image[0, :15].min() == 255 and image[0, 15:].max() == 0
+
+
+@pytest.mark.parametrize("mode, suffix", [("RGBA", "png"), ("L", "bmp"), ("P", "gif"), ("CMYK", "jpg"), ("1", "png")])
+def test_any_pixel_format_becomes_rgb(tmp_path, mode, suffix):
+    path = tmp_path / f"image.{suffix}"
+    Image.new(mode, (7, 5)).save(path)
+    assert read_image(path).shape == (3, 5, 7)
+
+
+@pytest.mark.parametrize("rate, channels, suffix", [(16000, 1, "flac"), (44100, 2, "wav"), (8000, 1, "ogg")])
+def test_audio_of_any_rate_keeps_its_pitch(tmp_path, rate, channels, suffix):
+    time = np.arange(rate) / rate
+    tone = np.repeat(0.5 * np.sin(2 * np.pi * 440 * time)[:, None], channels, axis=1)
+    soundfile.write(tmp_path / f"tone.{suffix}", tone, rate)
+    audio = read_audio(tmp_path / f"tone.{suffix}")
+    assert audio.sample_rate == 16000 and audio.waveform.ndim == 1
+    assert audio.waveform.shape[0] == pytest.approx(16000, abs=16)
+    spectrum = torch.fft.rfft(audio.waveform[2000:14000]).abs()
+    assert spectrum.argmax().item() / 12000 * 16000 == pytest.approx(440, abs=2)
+
+
+def test_a_graph_is_read(tmp_path):
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps({"node_texts": ["a", "b"], "edge_index": [[0, 1], [1, 0]]}))
+    graph = read_graph(path)
+    assert graph.node_texts == ("a", "b") and graph.edge_index.tolist() == [[0, 1], [1, 0]]
+
+
+@pytest.mark.parametrize("read", [read_image, read_audio, read_graph])
+@pytest.mark.parametrize("content", [b"", b"neither fish nor fowl", b"\x89PNG\r\n\x1a\n\x00\x00", b"[1]", b'{"a": 1}'])
+def test_what_does_not_decode_is_named(tmp_path, read, content):
+    path = tmp_path / "bad.bin"
+    path.write_bytes(content)
+    with pytest.raises(MediaError, match=r"bad\.bin.*expected"):
+        read(path)
+
+
+def test_half_an_image_is_refused(tmp_path):
+    path = tmp_path / "whole.png"
+    Image.effect_noise((64, 64), 90).save(path)
+    data = path.read_bytes()
+    (tmp_path / "half.png").write_bytes(data[: len(data) // 2])
+    with pytest.raises(MediaError, match=r"half\.png"):
+        read_image(tmp_path / "half.png")
+
+
+def test_audio_that_is_empty_or_not_finite_is_refused(tmp_path):
+    soundfile.write(tmp_path / "empty.wav", np.zeros((0, 1)), 16000)
+    with pytest.raises(MediaError, match="empty"):
+        read_audio(tmp_path / "empty.wav")
+    soundfile.write(tmp_path / "nan.wav", np.array([0.0, np.nan]), 16000, subtype="FLOAT")
+    with pytest.raises(MediaError, match="finite"):
+        read_audio(tmp_path / "nan.wav")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"node_texts": ["a"], "edge_index": [[0], [1]]},
+        {"node_texts": [], "edge_index": [[], []]},
+        {"node_texts": ["a"], "edge_index": [[0]]},
+    ],
+)
+def test_a_graph_that_contradicts_itself_is_refused(tmp_path, value):
+    path = tmp_path / "graph.json"
+    path.write_text(json.dumps(value))
+    with pytest.raises(MediaError, match="expected"):
+        read_graph(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(OSError, match="nowhere"):
+        read_image(tmp_path / "nowhere.png")
