@@ -6,7 +6,7 @@ Training and inference share it, so a model never meets a prompt that it was not
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -225,7 +225,7 @@ class _Writer:
             state_positions=tuple(start + position for position in written.state_positions),
         )
         target: HeadTarget = {}
-        if part.target in targets and task.head in self.plan.target_processors:
+        if part.target is not None and part.target in targets and task.head in self.plan.target_processors:
             images = [item.layout for item in self.out.media if item.kind == "image"]
             target = self.plan.target_processors[task.head](targets[part.target], images)
         self.out.calls.append(RenderedSampleCall(task.head, call, list(range(len(self.out.media))), target))
@@ -280,8 +280,8 @@ def _normalised(box: tuple[float, ...], layout: ItemLayout) -> Box:
 
 
 def _numbers(value: Mapping[str, Any], name: str, count: int) -> tuple[float, ...]:
-    given = value.get(name)
-    items = given if isinstance(given, list | tuple) else [given]
+    given: Any = value.get(name)
+    items: Sequence[Any] = given if isinstance(given, list | tuple) else [given]
     good = len(items) == count and all(
         isinstance(item, int | float) and not isinstance(item, bool) and math.isfinite(item) for item in items
     )
@@ -340,7 +340,7 @@ def _declared_layout(media: Media, plan: BatchPlan) -> tuple[str, ItemLayout]:
 
 
 def _sample_rate(processor: Processor) -> int:
-    rate: Callable[[], int] | int | None = getattr(processor, "sample_rate", None)
+    rate = getattr(processor, "sample_rate", None)
     if not isinstance(rate, int):
         raise ValueError(f"audio processor {type(processor).__name__}: expected an integer sample_rate, got {rate!r}")
     return rate

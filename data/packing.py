@@ -1,0 +1,221 @@
+"""Packing: rendered samples become segments of one row, and a plan says which samples share a pack."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+
+from data.render import IGNORED, Rendered
+from layers.batch import Batch, HeadCall, MediaBatch
+from layers.layout import Layout
+from models.plan import BatchPlan
+
+TOKEN_LOSS = "token"
+
+
+@dataclass(frozen=True)
+class PackPlan:
+    """Which samples share a pack.
+
+    Args:
+        packs: Indices into the lengths, per pack.
+        oversize: Indices of samples that fit into no pack.
+    """
+
+    packs: list[list[int]]
+    oversize: list[int]
+
+
+def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None) -> Batch:
+    """Join samples to one pack; attention will not cross from one to the other.
+
+    Args:
+        samples: At least one, none of them empty.
+        plan: The model's plan.
+        pad_to: Length T to fill with one trailing segment of padding (key "", no labels), for static shapes.
+
+    Returns:
+        The pack. ``counts["token"]`` is the number of labels that the loss uses: a label at the first position of
+        a segment has nothing that could predict it. ``counts[HEAD]`` is the number of calls with a target.
+
+    Raises:
+        ValueError: If there is no sample, one is empty, or they are longer than ``pad_to``.
+    """
+    if not samples or any(not sample.input_ids for sample in samples):
+        lengths = [len(sample.input_ids) for sample in samples]
+        raise ValueError(f"pack: expected samples of at least one token, got lengths {lengths}")
+    input_ids, labels, positions = list[int](), list[int](), list[int]()
+    segments = [len(sample.input_ids) for sample in samples]
+    media = _pack_media(samples, plan)
+    calls, counts = _pack_calls(samples)
+    counts[TOKEN_LOSS] = 0
+    for sample, length in zip(samples, segments, strict=True):
+        input_ids += sample.input_ids
+        labels += sample.labels
+        positions += range(length)
+        counts[TOKEN_LOSS] += length - 1 - sample.labels[1:].count(IGNORED)
+    keys = [sample.key for sample in samples]
+    padding = 0 if pad_to is None else pad_to - len(input_ids)
+    if padding < 0:
+        raise ValueError(f"pack: expected at most {pad_to} tokens, got {len(input_ids)} of {keys}")
+    if padding:
+        tokenizer = plan.tokenizer
+        pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        input_ids += [pad_id] * padding
+        labels += [IGNORED] * padding
+        positions += range(padding)
+        segments, keys = [*segments, padding], [*keys, ""]
+    return Batch(
+        input_ids=torch.tensor([input_ids]),
+        labels=torch.tensor([labels]),
+        position_ids=torch.tensor([positions]),
+        segment_lengths=segments,
+        media=media,
+        calls=calls,
+        keys=keys,
+        counts=counts,
+    )
+
+
+def _pack_media(samples: Sequence[Rendered], plan: BatchPlan) -> dict[str, MediaBatch]:
+    kinds = sorted({item.kind for sample in samples for item in sample.media})
+    media = {}
+    for kind in kinds:
+        items, segments, positions, offset = [], [], list[int](), 0
+        for segment, sample in enumerate(samples):
+            for item in sample.media:
+                if item.kind == kind:
+                    items.append(item)
+                    segments.append(segment)
+                    positions += (offset + position for position in item.positions)
+            offset += len(sample.input_ids)
+        media[kind] = MediaBatch(
+            items=[item.inputs for item in items],
+            layout=Layout([item.layout for item in items]),
+            token_lengths=[len(item.positions) for item in items],
+            segments=torch.tensor(segments),
+            positions=torch.tensor(positions, dtype=torch.int64),
+        )
+    return media
+
+
+def _pack_calls(samples: Sequence[Rendered]) -> tuple[dict[str, list[HeadCall]], dict[str, int]]:
+    calls: dict[str, list[HeadCall]] = {}
+    counts: dict[str, int] = {}
+    seen: dict[str, int] = {}
+    offset = 0
+    for segment, sample in enumerate(samples):
+        references = []
+        for item in sample.media:
+            references.append((item.kind, seen.get(item.kind, 0)))
+            seen[item.kind] = seen.get(item.kind, 0) + 1
+        for call in sample.calls:
+            own = [references[index] for index in call.media]
+            calls.setdefault(call.head, []).append(HeadCall(call.call.shifted(offset), segment, own, call.target))
+            counts[call.head] = counts.get(call.head, 0) + bool(call.target)
+        offset += len(sample.input_ids)
+    return calls, {head: count for head, count in counts.items() if count}
+
+
+def plan_packs(
+    lengths: Sequence[int] | np.ndarray,
+    max_tokens: int,
+    seed: int,
+    epoch: int,
+    *,
+    window: int = 1024,
+    oversize: Literal["error", "quarantine"] = "error",
+    shuffle: bool = True,
+) -> PackPlan:
+    """Decide which samples share a pack; a pure function of its arguments.
+
+    The samples are shuffled per (seed, epoch) and cut into windows; within a window the longest goes first, each into
+    the fullest pack that still takes it (best fit decreasing). Packs that are not full pass on to the next
+    window, so that only the last ones of an epoch stay short. At the end the packs are shuffled, since a window's
+    first packs hold its longest samples.
+
+    Args:
+        lengths: Tokens per sample.
+        max_tokens: Tokens that a pack may hold.
+        seed: Seed of the run.
+        epoch: Counts passes over the data.
+        window: Samples per window.
+        oversize: What to do with a sample longer than ``max_tokens``.
+        shuffle: Without it, samples and packs keep their order as far as packing allows.
+
+    Returns:
+        Every sample in exactly one pack, or in ``oversize``.
+
+    Raises:
+        ValueError: If a sample is too long and ``oversize`` is "error".
+    """
+    sizes = np.asarray(lengths, dtype=np.int64)
+    if (sizes <= 0).any():
+        raise ValueError(f"plan_packs: expected positive lengths, got {int(sizes.min())}")
+    too_long = np.flatnonzero(sizes > max_tokens)
+    if len(too_long) and oversize == "error":
+        raise ValueError(
+            f"{len(too_long)} sample(s) do not fit: expected at most max_tokens={max_tokens}, "
+            f"got {int(sizes[too_long[0]])} tokens in sample {int(too_long[0])}"
+        )
+    generator = np.random.default_rng([seed, epoch])
+    order = generator.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
+    order = order[sizes[order] <= max_tokens]
+    bins = _Bins(max_tokens)
+    for start in range(0, len(order), window):
+        part = order[start : start + window]
+        for index in part[np.argsort(-sizes[part], kind="stable")].tolist():
+            bins.add(index, int(sizes[index]))
+        bins.close_full(keep=window // 8)
+    packs = bins.finish()
+    if shuffle:
+        packs = [packs[index] for index in generator.permutation(len(packs)).tolist()]
+    return PackPlan(packs, too_long.tolist())
+
+
+class _Bins:
+    """Open packs sorted by room, closed ones in the order of closing."""
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.open: list[tuple[int, int]] = []  # (room, id)
+        self.contents: list[list[int]] = []
+        self.closed: list[int] = []
+
+    def add(self, index: int, size: int) -> None:
+        place = bisect_left(self.open, (size, -1))
+        if place == len(self.open):
+            room, pack_id = self.capacity, len(self.contents)
+            self.contents.append([])
+        else:
+            room, pack_id = self.open.pop(place)
+        self.contents[pack_id].append(index)
+        if room == size:
+            self.closed.append(pack_id)
+        else:
+            insort(self.open, (room - size, pack_id))
+
+    def close_full(self, keep: int) -> None:
+        """Close the fullest packs; the ``keep`` emptiest wait for the next window."""
+        surplus = max(len(self.open) - keep, 0)
+        self.closed += [pack_id for _, pack_id in self.open[:surplus]]
+        del self.open[:surplus]
+
+    def finish(self) -> list[list[int]]:
+        self.closed += [pack_id for _, pack_id in self.open]
+        self.open = []
+        return [self.contents[pack_id] for pack_id in sorted(self.closed)]
+
+
+def merge_counts(packs: Sequence[Batch]) -> dict[str, int]:
+    """The loss counts of several packs together."""
+    total: dict[str, int] = {}
+    for batch in packs:
+        for name, count in batch.counts.items():
+            total[name] = total.get(name, 0) + count
+    return total
