@@ -1,0 +1,104 @@
+"""The graph encoder: direction of messages, batch = single, permutation of nodes, and bad graphs."""
+
+import pickle
+
+import pytest
+import torch
+
+from encoders.graph import GraphProcessor, GraphTransformerEncoder, hash_text
+from layers.layout import Layout
+from layers.media import Graph
+
+
+@pytest.fixture(scope="module")
+def encoder() -> GraphTransformerEncoder:
+    torch.manual_seed(0)
+    return GraphTransformerEncoder(hidden_size=16, num_layers=1, num_heads=2, text_width=64, walk_length=3).eval()
+
+
+def _graph(texts: list[str], edges: list[tuple[int, int]]) -> Graph:
+    return Graph(tuple(texts), torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T)
+
+
+def _encode(encoder: GraphTransformerEncoder, graphs: list[Graph]) -> tuple[torch.Tensor, ...]:
+    items, layouts = zip(*[encoder.processor(graph) for graph in graphs], strict=True)
+    return Layout(layouts).split(encoder(encoder.collate(items), Layout(layouts)))
+
+
+def test_messages_arrive_at_the_target_and_run_backwards_with_another_type(encoder: GraphTransformerEncoder) -> None:
+    """One layer carries text one hop: along the edge and, as another kind of message, against it."""
+    chain = [(1, 0), (2, 1)]  # 2 -> 1 -> 0
+    base = _encode(encoder, [_graph(["a", "b", "c"], chain)])[0]
+    for changed, heard in ((2, {1, 2}), (1, {0, 1, 2}), (0, {0, 1})):
+        texts = ["a", "b", "c"]
+        texts[changed] = "other words"
+        moved = (_encode(encoder, [_graph(texts, chain)])[0] - base).abs().amax(1) > 1e-6
+        assert set(moved.nonzero()[:, 0].tolist()) == heard
+    edge_index = torch.tensor([[1], [0]])
+    layer = encoder.layers[0]
+    hidden, types = torch.randn(2, 16), encoder.edge_types.weight
+    unmoved = layer(hidden, edge_index[:, :0], types[:0])
+    arrived = layer(hidden, edge_index, types[:1])
+    assert not torch.allclose(arrived[0], unmoved[0]) and torch.allclose(arrived[1], unmoved[1])
+    assert not torch.allclose(arrived[0], layer(hidden, edge_index, types[1:])[0])
+
+
+def test_graphs_do_not_influence_each_other(encoder: GraphTransformerEncoder) -> None:
+    graphs = [
+        _graph(["a"], []),
+        _graph(["x y", "y", "z"], [(0, 1), (2, 1), (1, 0)]),
+        _graph(["q", "r"], [(1, 0)]),
+    ]
+    for graph, features in zip(graphs, _encode(encoder, graphs), strict=True):
+        torch.testing.assert_close(features, _encode(encoder, [graph])[0], atol=1e-6, rtol=1e-6)
+
+
+def test_order_of_context_nodes_does_not_matter(encoder: GraphTransformerEncoder) -> None:
+    texts, edges = ["t", "a", "b", "c"], [(1, 0), (2, 0), (3, 2)]
+    order = [0, 3, 1, 2]  # old index at each new place; the target stays first
+    place = {old: new for new, old in enumerate(order)}
+    moved = _graph([texts[i] for i in order], [(place[a], place[b]) for a, b in edges])
+    first, second = _encode(encoder, [_graph(texts, edges), moved])
+    torch.testing.assert_close(first[order], second, atol=1e-6, rtol=1e-6)
+
+
+def test_structure_features() -> None:
+    item, layout = GraphProcessor(text_width=8, walk_length=2)(_graph(["a", "b", "c"], [(0, 1), (0, 2), (0, 1)]))
+    assert layout.grid == (3,) and item["structure"].shape == (3, 5)
+    expected = torch.tensor([[0.0, 1.0, 0.0, 2.0, 1.0], [0.0, 0.5, 1.0, 0.0, 0.0], [0.0, 0.5, 1.0, 0.0, 0.0]])
+    expected[:, 2:4] = expected[:, 2:4].log1p()
+    torch.testing.assert_close(item["structure"], expected)
+    assert item["edge_index"].tolist() == [[0, 0], [1, 2]]
+
+
+def test_hashed_texts() -> None:
+    assert hash_text("", 32).norm() == 0
+    vector = hash_text("Parse JSON documents", 512)
+    torch.testing.assert_close(vector.norm(), torch.tensor(1.0))
+    assert torch.equal(vector, hash_text("documents, parse json!", 512))
+    assert vector @ hash_text("parsing of json", 512) > vector @ hash_text("open sockets", 512) + 0.2
+
+
+@pytest.mark.parametrize(
+    "graph, message",
+    [
+        (Graph((), torch.zeros(2, 0, dtype=torch.int64)), r"1 to 4 nodes, got size \(0,\)"),
+        (_graph(["a"] * 5, []), r"1 to 4 nodes, got size \(5,\)"),
+        (_graph(["a", "b"], [(0, 1), (1, 2)]), "nodes 0 to 1, got node 2"),
+        (_graph(["a", "b"], [(-1, 0)]), "nodes 0 to 1, got node -1"),
+        (Graph(("a",), torch.zeros(3, dtype=torch.int64)), r"edge_index \(2, E\)"),
+        ("text", "Graph"),
+    ],
+)
+def test_bad_graphs_are_refused(graph: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        GraphProcessor(max_nodes=4)(graph)
+
+
+def test_processor_is_picklable_and_every_parameter_learns(encoder: GraphTransformerEncoder) -> None:
+    assert pickle.loads(pickle.dumps(encoder.processor)) == encoder.processor
+    encoder.zero_grad()
+    torch.cat(_encode(encoder, [_graph(["a", "b"], [(0, 1)])])).square().sum().backward()
+    assert all(p.grad is not None for p in encoder.parameters())
+    with pytest.raises(ValueError, match="3 heads do not divide"):
+        GraphTransformerEncoder(hidden_size=16, num_heads=3)
