@@ -57,8 +57,12 @@ class Head(nn.Module, ABC):
     """
 
     num_queries: int = 0
-    queries: nn.Parameter | None = None
+    queries: nn.Parameter | None
     target_processor: TargetProcessor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_parameter("queries", None)
 
     @abstractmethod
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Any:

@@ -1,0 +1,329 @@
+"""Image generation and editing from query states: a rectified flow in pixels."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from heads.attend import group_indices, pad_ragged, perceptron, required_states
+from layers.calls import Call, HeadContext, ImageResult, Result
+from layers.geometry import GeometricTransform
+from layers.head import Head, HeadTarget, LossTerm
+from layers.layout import ItemLayout
+
+
+class ImageTargetProcessor:
+    """Maps a target image to the frames in which the head may generate it.
+
+    Args:
+        canvas_size: (width, height) of images generated without a source.
+    """
+
+    def __init__(self, canvas_size: tuple[int, int]) -> None:
+        self.canvas_size = canvas_size
+
+    def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
+        """Process an image.
+
+        Args:
+            value: (3, H, W) uint8.
+            media: Layouts of the conversation's images; an edit's source is the last one.
+
+        Returns:
+            ``canvas`` (3, canvas height, canvas width) in [-1, 1]; and, where the latest image has the target's
+            size, ``edited`` (3, input height, input width) in [-1, 1] and ``window`` (input height, input width),
+            True where the input frame shows the image and not padding.
+
+        Raises:
+            ValueError: If the value is not an RGB image.
+        """
+        image = torch.as_tensor(value)
+        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
+            raise ValueError(f"an image target is (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
+        scaled = image.float() / 127.5 - 1
+        size = (image.shape[2], image.shape[1])
+        target = {"canvas": GeometricTransform.resize(size, self.canvas_size).apply_image(scaled)}
+        transform = media[-1].transform if media else None
+        if transform is not None and transform.original_size == size:
+            target["edited"] = transform.apply_image(scaled)
+            target["window"] = transform.apply_mask(torch.ones(image.shape[1:], dtype=torch.bool))
+        return target
+
+
+@dataclass
+class FlowConditions:
+    """What the flow of n calls depends on.
+
+    Args:
+        embedding: (n, time embedding width) from the query states.
+        maps: Per call (7 + num_queries, H, W): source RGB in [-1, 1], region, has-source flag, x, y, and one
+            relevance map per query; zeros where a call has no source. H and W are the canvas.
+        has_source: Whether the call edits an image.
+    """
+
+    embedding: Tensor
+    maps: list[Tensor]
+    has_source: list[bool]
+
+
+class FlowImageHead(Head):
+    """Draws an image, or edits the latest one, with a rectified flow conditioned on query states.
+
+    The flow goes on straight lines (https://arxiv.org/abs/2209.03003): ``x_t = (1 - t)·image + t·start``, the
+    network regresses ``start - image``, and Euler steps go from ``t = 1`` to 0. A drawing starts from noise, an
+    edit from its source plus a little noise, so that what the edit leaves alone needs no flow. The network
+    sees pixels in patches (space to depth); the query states enter as FiLM of every block, and, for edits, as
+    relevance maps over the image's features.
+
+    Args:
+        state_size: Width of the language model's states.
+        feature_size: Width of the image encoder's features.
+        num_queries: Learned queries in the language model.
+        canvas_size: (width, height) of images generated without a source.
+        source_tasks: Tasks that edit the latest image; every other task draws on an empty canvas.
+        channels: Widths of the U-Net's levels, multiples of 8.
+        patch_size: Pixels per side of a patch.
+        num_steps: Euler steps when decoding (the call's parameter ``num_steps`` overrides it).
+        source_noise: Standard deviation of the noise on an edit's source.
+        change_weight: Extra weight of pixels that an edit changes.
+        seed: Seed of the noise, together with the call's words (the parameter ``seed`` overrides it).
+        pixel_mean: Mean per channel of the encoder's normalisation.
+        pixel_std: Standard deviation per channel of the encoder's normalisation.
+    """
+
+    def __init__(
+        self,
+        state_size: int,
+        feature_size: int,
+        num_queries: int = 4,
+        canvas_size: tuple[int, int] = (32, 32),
+        source_tasks: Sequence[str] = ("edit",),
+        channels: Sequence[int] = (48, 64, 96),
+        patch_size: int = 2,
+        num_steps: int = 8,
+        source_noise: float = 0.1,
+        change_weight: float = 4.0,
+        seed: int = 0,
+        pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
+        pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
+    ) -> None:
+        super().__init__()
+        if len(channels) < 2 or any(count % 8 for count in channels):
+            raise ValueError(f"channels must be at least two multiples of 8, got {list(channels)}")
+        self.num_queries = num_queries
+        self.queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02)
+        self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
+        self.source_tasks = frozenset(source_tasks)
+        self.patch_size, self.num_steps, self.seed = patch_size, num_steps, seed
+        self.source_noise, self.change_weight = source_noise, change_weight
+        self.multiple = patch_size * 2 ** (len(channels) - 1)
+        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1))
+        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1))
+        embedding_size = 4 * channels[0]
+        self.condition = nn.Sequential(
+            nn.LayerNorm(num_queries * state_size),
+            nn.Linear(num_queries * state_size, embedding_size),
+            nn.GELU(),
+            perceptron(embedding_size, embedding_size, embedding_size),
+        )
+        self.relevance_query = nn.Linear(state_size, feature_size)
+        self.relevance_key = nn.Sequential(nn.LayerNorm(feature_size), nn.Linear(feature_size, feature_size))
+        self.flow = UNet2DModel(
+            in_channels=(3 + 7 + num_queries) * patch_size**2,
+            out_channels=3 * patch_size**2,
+            down_block_types=("DownBlock2D",) * (len(channels) - 1) + ("AttnDownBlock2D",),
+            up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(channels) - 1),
+            block_out_channels=tuple(channels),
+            layers_per_block=1,
+            norm_num_groups=8,
+            attention_head_dim=32,
+            resnet_time_scale_shift="scale_shift",
+            class_embed_type="identity",
+        )
+        self.target_processor = ImageTargetProcessor(self.canvas_size)
+
+    def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> FlowConditions:
+        """Compute the conditions of the flow, see :meth:`layers.head.Head.forward`.
+
+        Raises:
+            ValueError: If a call does not bring ``num_queries`` states, or an edit has no image.
+        """
+        states = required_states(states, "FlowImageHead")
+        wrong = [length for length in lengths if length != self.num_queries]
+        if wrong:
+            raise ValueError(f"FlowImageHead reads {self.num_queries} states per call, got {wrong[0]}")
+        per_call = states.unflatten(0, (len(contexts), self.num_queries))
+        embedding = self.condition(per_call.flatten(1))
+        has_source = [context.call.task in self.source_tasks for context in contexts]
+        relevance = self._relevance(per_call, contexts, has_source)
+        maps = [
+            self._edit_maps(context, relevance[i]) if has_source[i] else self._draw_maps(embedding)
+            for i, context in enumerate(contexts)
+        ]
+        return FlowConditions(embedding, maps, has_source)
+
+    def loss(self, predictions: FlowConditions, targets: Sequence[HeadTarget]) -> LossTerm:
+        """Sum over calls of the mean squared error of the velocity at a random time of the flow.
+
+        Raises:
+            ValueError: If the target of an edit has another size than its source.
+        """
+        if not targets:
+            return LossTerm(self.zero_touch(), 0)
+        total = predictions.embedding.new_zeros((), dtype=torch.float32)
+        for group in group_indices([tuple(maps.shape) for maps in predictions.maps]):
+            conditions = torch.stack([predictions.maps[i] for i in group])
+            images, weights = zip(
+                *[self._target(targets[i], predictions.maps[i], predictions.has_source[i]) for i in group], strict=True
+            )
+            image, weight = torch.stack(images), torch.stack(weights)
+            start = self._start(conditions, torch.randn_like(image))
+            time = torch.rand(len(group), device=image.device)
+            blend = time[:, None, None, None]
+            velocity = self._velocity(
+                (1 - blend) * image + blend * start, time, conditions, predictions.embedding[group]
+            )
+            error = (velocity.float() - (start - image)).square().mean(dim=1)
+            total = total + ((error * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
+        return LossTerm(total, len(targets))
+
+    @torch.no_grad()
+    def decode(self, predictions: FlowConditions, contexts: Sequence[HeadContext]) -> list[Result]:
+        """Sample one image per call: drawings have the canvas's size, edits their source's original size."""
+        canvases: dict[int, Tensor] = {}
+        steps = [int(context.parameters.get("num_steps", self.num_steps)) for context in contexts]
+        for group in group_indices([(*maps.shape, count) for maps, count in zip(predictions.maps, steps, strict=True)]):
+            conditions = torch.stack([predictions.maps[i] for i in group])
+            noise = torch.stack([self._noise(contexts[i], conditions.shape[-2:]) for i in group]).to(conditions.device)
+            sample = self._start(conditions, noise)
+            scheduler = FlowMatchEulerDiscreteScheduler()
+            scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps[group[0]], steps[group[0]]).tolist())
+            for timestep in scheduler.timesteps:
+                time = (timestep / scheduler.config.num_train_timesteps).to(sample.device).expand(len(group))
+                velocity = self._velocity(sample, time, conditions, predictions.embedding[group]).float()
+                sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
+            canvases.update(zip(group, sample, strict=True))
+        results: list[Result] = []
+        for index, context in enumerate(contexts):
+            canvas = ((canvases[index].clamp(-1, 1) + 1) * 127.5).round()
+            image = _to_original(canvas, context) if predictions.has_source[index] else canvas
+            results.append(ImageResult(context.call, image.round().to(torch.uint8)))
+        return results
+
+    def _relevance(
+        self, states: Tensor, contexts: Sequence[HeadContext], has_source: Sequence[bool]
+    ) -> dict[int, Tensor]:
+        """(num_queries, rows, columns) in 0..1 per editing call: where each query's state meets the features."""
+        edits = [i for i, edits in enumerate(has_source) if edits]
+        if not edits:
+            return {}
+        images = [contexts[i].image for i in edits]
+        features, _ = pad_ragged([image.features for image in images])
+        keys = self.relevance_key(features)
+        heat = torch.einsum("nkd,npd->nkp", self.relevance_query(states[edits]), keys) / keys.shape[-1] ** 0.5
+        return {
+            i: heat[row, :, : image.features.shape[0]].sigmoid().unflatten(-1, image.layout.grid)
+            for row, (i, image) in enumerate(zip(edits, images, strict=True))
+        }
+
+    def _draw_maps(self, like: Tensor) -> Tensor:
+        width, height = self.canvas_size
+        blank = like.new_zeros(5, height, width, dtype=torch.float32)
+        return torch.cat([blank, _coordinates(blank), blank.new_zeros(self.num_queries, height, width)])
+
+    def _edit_maps(self, context: HeadContext, relevance: Tensor) -> Tensor:
+        pixels = context.image.inputs["pixel_values"].float()
+        source = (pixels * self.pixel_std + self.pixel_mean) * 2 - 1
+        height, width = source.shape[-2:]
+        relevance = F.interpolate(relevance[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
+        region = _rasterise(context.call, source)
+        return torch.cat([source, region, torch.ones_like(region), _coordinates(source), relevance])
+
+    def _target(self, target: HeadTarget, maps: Tensor, has_source: bool) -> tuple[Tensor, Tensor]:
+        """The image (3, H, W) to generate and the weight (H, W) of each pixel."""
+        if not has_source:
+            image = target["canvas"].to(maps)
+            return image, torch.ones_like(image[0])
+        source = maps[:3]
+        if "edited" not in target or target["edited"].shape != source.shape:
+            canvas = f"{source.shape[2]}x{source.shape[1]}"
+            raise ValueError(
+                f"an edit's target must have its source image's size (input frame {canvas}), it has another"
+            )
+        image = torch.where(target["window"], target["edited"].to(source), source)
+        changed = (image - source).abs().amax(dim=0) > 0.05
+        return image, 1 + self.change_weight * changed
+
+    def _start(self, conditions: Tensor, noise: Tensor) -> Tensor:
+        """Where the flow starts: noise for drawings, the source with a little noise for edits."""
+        has_source = conditions[:, 4:5]
+        return conditions[:, :3] + noise * (1 - has_source * (1 - self.source_noise))
+
+    def _velocity(self, sample: Tensor, time: Tensor, conditions: Tensor, embedding: Tensor) -> Tensor:
+        """The network's velocity (n, 3, H, W) at ``time`` in 0..1; pads the canvas to whole patches and levels."""
+        height, width = sample.shape[-2:]
+        stacked = torch.cat([sample, conditions], dim=1)
+        pad_bottom, pad_right = -height % self.multiple, -width % self.multiple
+        if pad_bottom or pad_right:
+            stacked = F.pad(stacked, (0, pad_right, 0, pad_bottom))
+        patches = F.pixel_unshuffle(stacked.to(embedding.dtype), self.patch_size)
+        velocity = self.flow(patches, time * 1000, class_labels=embedding).sample
+        return F.pixel_shuffle(velocity, self.patch_size)[..., :height, :width]
+
+    def _noise(self, context: HeadContext, size: Sequence[int]) -> Tensor:
+        """Noise (3, H, W) that depends on the seed and the call only, whatever else is decoded with it."""
+        call = context.call
+        words = f"{call.task}|{call.prompt}|{call.boxes_xyxy}".encode()
+        seed = int(context.parameters.get("seed", self.seed))
+        generator = torch.Generator().manual_seed(zlib.crc32(words) ^ seed << 32)
+        return torch.randn(3, *size, generator=generator)
+
+
+def _coordinates(like: Tensor) -> Tensor:
+    """(2, H, W) x and y of every pixel from -1 to 1."""
+    height, width = like.shape[-2:]
+    y = torch.linspace(-1, 1, height, device=like.device)
+    x = torch.linspace(-1, 1, width, device=like.device)
+    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
+
+
+def _rasterise(call: Call, like: Tensor) -> Tensor:
+    """(1, H, W) 1 within the call's regions; all 1 when the call names none."""
+    height, width = like.shape[-2:]
+    if not call.boxes_xyxy:
+        return like.new_ones(1, height, width)
+    region = like.new_zeros(1, height, width)
+    for x1, y1, x2, y2 in call.boxes_xyxy:
+        left, right = int(x1 * width), max(int(x1 * width) + 1, round(x2 * width))
+        top, bottom = int(y1 * height), max(int(y1 * height) + 1, round(y2 * height))
+        region[:, top:bottom, left:right] = 1
+    return region
+
+
+def _to_original(canvas: Tensor, context: HeadContext) -> Tensor:
+    """Map an edited input frame (3, H, W), 0 to 255, to the original raster.
+
+    What a crop removed keeps its original pixels, or is black where the original cannot be read.
+    """
+    image = context.image
+    transform = image.layout.transform
+    assert transform is not None, "an image's layout has a transform"
+    (width, height), (left, top, right, bottom) = transform.resized_size, transform.crop_xyxy
+    window = canvas[:, transform.pad_top :, transform.pad_left :][:, :height, :width]
+    if (height, width) != (bottom - top, right - left):
+        window = F.interpolate(window[None], (bottom - top, right - left), mode="bilinear", antialias=True)[0]
+    if window.shape[1:] == tuple(reversed(transform.original_size)):
+        return window
+    if image.load_original is None:
+        original = canvas.new_zeros(3, transform.original_size[1], transform.original_size[0])
+    else:
+        original = torch.as_tensor(image.load_original()).to(canvas)
+    original[:, top:bottom, left:right] = window
+    return original
