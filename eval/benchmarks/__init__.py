@@ -1,0 +1,1 @@
+"""What is measured: benchmarks give records and score predictions."""

@@ -1,0 +1,219 @@
+"""Benchmarks answered with boxes, masks and pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data.media import decode_mask, decode_media, encode_mask
+from eval.benchmarks.benchmark import FAILED_IS_WRONG, Benchmark, answers_with, majority, score_values
+from eval.metrics.boxes import box_iou, mask_iou, mask_overlap
+from eval.metrics.statistics import Estimate, Score, mean
+from eval.prediction import Prediction, decode_image, encode_image
+from eval.recogniser import DigitRecogniser, EditVerdict, Seen, recogniser, to_pixels
+from layers.geometry import Box
+
+IOU_THRESHOLD = 0.5
+
+
+class BoxBenchmark(Benchmark):
+    """Acc@0.5 of the box that the head reads from the hidden state, and of the box written in coordinate tokens."""
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+        """``box_acc50`` and ``box_acc50_tokens``."""
+        sources = {
+            "box_acc50": (_head_box, "the head's first box"),
+            "box_acc50_tokens": (_token_box, "the first region written in coordinate tokens"),
+        }
+        scores = {}
+        for name, (box_of, words) in sources.items():
+            overlaps = {row.key: _overlap(box_of(row), row.target("box")) for row in predictions}
+            score = score_values(
+                predictions,
+                lambda row, overlaps=overlaps: float(overlaps[row.key] >= IOU_THRESHOLD),  # type: ignore[misc]
+                f"share with IoU >= {IOU_THRESHOLD} in original pixels, {words}; {FAILED_IS_WRONG}, no box too",
+            )
+            score.parts["mean IoU"] = mean(list(overlaps.values()))
+            scores[name] = score
+        return scores
+
+    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The median validation box, from the head and in the call."""
+        box = np.median([row.target("box") for row in self.validation], axis=0).tolist()
+        answered = []
+        for row in predictions:
+            reply = answers_with(row, {"type": "boxes", "boxes_xyxy": [box], "scores": [1.0]})
+            for call in reply.calls:
+                call["groundings"] = [{"type": "region", "box_xyxy": box}]  # type: ignore[index]
+            answered.append(reply)
+        return answered
+
+
+class MaskBenchmark(Benchmark):
+    """gIoU, the mean over samples of the mask's intersection over union."""
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+        """``mask_giou``, with the pixel-weighted cIoU as a part."""
+        pairs = [(_mask(row), row.target("mask")) for row in predictions]
+        values = [0.0 if mine is None else mask_iou(mine, theirs) for mine, theirs in pairs]
+        overlaps = [(0, int(theirs.sum())) if mine is None else mask_overlap(mine, theirs) for mine, theirs in pairs]
+        whole = mean(values)
+        union = sum(total for _, total in overlaps)
+        parts = {"cIoU": Estimate(sum(shared for shared, _ in overlaps) / union if union else 1.0, len(values))}
+        protocol = (
+            "gIoU: mean over samples of intersection over union with the visible ink in original pixels, 1 where both "
+            f"are empty; {FAILED_IS_WRONG} (0), a missing mask or one of another size counts 0"
+        )
+        return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+
+    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The pixels that most validation masks hold, at the threshold that scores best on the validation split."""
+        masks = torch.stack([row.target("mask") for row in self.validation])
+        share = masks.float().mean(0)
+        options = [share >= level * share.max() for level in (0.1, 0.3, 0.5, 0.7, 0.9)]
+        best = max(options, key=lambda option: mean([mask_iou(option, mask) for mask in masks]).value)
+        return [answers_with(row, {"type": "mask", "mask": encode_mask(best)}) for row in predictions]
+
+
+class JudgedBenchmark(Benchmark):
+    """What drawing and editing share: a judge trained apart, built when it is first needed."""
+
+    @cached_property
+    def judge(self) -> tuple[DigitRecogniser, float]:
+        """The recogniser for this data, with its own accuracy on held-out scans."""
+        return recogniser(int(read_manifest(self.data)["seed"]))
+
+    @property
+    def judge_protocol(self) -> str:
+        """How the judge was made and how good it is."""
+        return (
+            "judged by a support vector machine trained apart on real scans that no drawing was learned from, and by "
+            f"the nearest palette colour; the judge itself is right on {self.judge[1]:.3f} of held-out real renderings"
+        )
+
+
+class DrawBenchmark(JudgedBenchmark):
+    """Drawn digits that the judge recognises as the digit and the colour asked for."""
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+        """``draw_recognised``, with digit and colour apart."""
+        seen = {row.key: self._look(row) for row in predictions}
+        score = score_values(
+            predictions,
+            lambda row: float(seen[row.key] == Seen(int(row.meta["digit"]), str(row.meta["colour"]))),
+            f"digit and colour as asked; {self.judge_protocol}; {FAILED_IS_WRONG}",
+        )
+        score.parts["digit"] = mean([float(seen[row.key].digit == int(row.meta["digit"])) for row in predictions])
+        score.parts["colour"] = mean([float(seen[row.key].colour == row.meta["colour"]) for row in predictions])
+        return {self.metrics[0]: score}
+
+    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """A real drawing of what the validation split asks for most often."""
+        wanted = majority(_asked(row) for row in self.validation)
+        source = next(row for row in self.validation if _asked(row) == wanted)
+        target = next(call["target"] for call in source.reference["calls"] if call.get("target"))
+        return [answers_with(row, {"type": "image", "png": target["data"]}) for row in predictions]
+
+    def _look(self, row: Prediction) -> Seen:
+        result = row.first_result("image")
+        return Seen(None, None) if result is None else self.judge[0].look(to_pixels(decode_image(result["png"])))
+
+
+class EditBenchmark(JudgedBenchmark):
+    """Edits that change the colour of one digit and nothing else."""
+
+    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+        """``edit_right``, with its three conditions apart."""
+        verdicts = {row.key: self._verdict(row) for row in predictions}
+        score = score_values(
+            predictions,
+            lambda row: float(verdicts[row.key].right),
+            "digit recognised as before in the object's place, its new colour as asked, and mean absolute change "
+            f"outside the object's mask dilated by 2 pixels below 8 of 255; {self.judge_protocol}; {FAILED_IS_WRONG}",
+        )
+        for name in ("digit", "colour", "untouched"):
+            score.parts[name] = mean([float(getattr(verdicts[row.key], name)) for row in predictions])
+        return {self.metrics[0]: score}
+
+    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+        """The picture as it was."""
+        before = self._originals
+        return [answers_with(row, {"type": "image", "png": encode_image(before[row.key])}) for row in predictions]
+
+    @cached_property
+    def _originals(self) -> dict[str, Tensor]:
+        images = {}
+        for sample in self.records():
+            media = next(item for item in sample.record.media.values() if item.type == "image")
+            image = decode_media(media, sample.members[media.file])
+            assert isinstance(image, Tensor)
+            images[sample.key] = image
+        return images
+
+    def _verdict(self, row: Prediction) -> EditVerdict:
+        result = row.first_result("image")
+        if result is None:
+            return EditVerdict(False, False, False)
+        before, after = self._originals[row.key], decode_image(result["png"])
+        if after.shape != before.shape:
+            after = _resized(after, before)
+        mask = decode_mask(row.meta["objects"][row.meta["object"]]["mask"]).numpy()
+        digit, colour = int(row.meta["digit"]), str(row.meta["new_colour"])
+        return self.judge[0].judge_edit(to_pixels(before), to_pixels(after), mask, digit, colour)
+
+
+def read_manifest(data: Path) -> Mapping[str, Any]:
+    """``manifest.json`` of a quickstart data directory.
+
+    Raises:
+        ValueError: If it is not there.
+    """
+    path = data / "manifest.json"
+    try:
+        manifest: Mapping[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise ValueError(f"expected quickstart data with manifest.json, got '{data}'") from None
+    return manifest
+
+
+def _head_box(row: Prediction) -> Box | None:
+    result = row.first_result("boxes")
+    return tuple(result["boxes_xyxy"][0]) if result is not None and result["boxes_xyxy"] else None
+
+
+def _token_box(row: Prediction) -> Box | None:
+    if row.failed:
+        return None
+    regions = (item for call in row.calls for item in call["groundings"] if item["type"] == "region")
+    region = next(regions, None)
+    return None if region is None else tuple(region["box_xyxy"])
+
+
+def _overlap(box: Box | None, reference: Sequence[float]) -> float:
+    return 0.0 if box is None else box_iou(box, reference)
+
+
+def _mask(row: Prediction) -> Tensor | None:
+    result = row.first_result("mask")
+    if result is None:
+        return None
+    mask = decode_mask(result["mask"])
+    return mask if mask.shape == row.target("mask").shape else None
+
+
+def _asked(row: Prediction) -> str:
+    return f"{row.meta['colour']} {row.meta['digit']}"
+
+
+def _resized(image: Tensor, like: Tensor) -> Tensor:
+    size = (int(like.shape[1]), int(like.shape[2]))
+    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return resized.round().clamp(0, 255).to(torch.uint8)

@@ -1,0 +1,122 @@
+"""Controls: the same evaluation with something taken away, named alike everywhere.
+
+``blind`` removes the media, ``shuffled`` gives each sample another sample's media, ``zeroed`` zeroes encoded features
+(for the language model and for the heads), ``random_weights`` asks a model of the same configuration that was never
+trained, and ``constant`` (no model at all, see :meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best
+single answer of the validation split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+
+from data.records import MEDIA_TYPES, Message
+from data.shards import Sample
+from inference.conversation import Conversation
+from models.build import build_generalist
+from models.checkpoint import CONFIG, TASKS, TOKENIZER, declared_bases
+from models.generalist import EncodedMedia, Generalist
+
+PREDICTED_CONTROLS = ("blind", "shuffled", "zeroed", "random_weights")
+CONTROLS = (*PREDICTED_CONTROLS, "constant")
+
+
+def blind(conversation: Conversation) -> Conversation:
+    """The conversation without its media: their parts are removed, the text stays."""
+    messages = []
+    for message in conversation.messages:
+        kept = tuple(part for part in message.content if part.type not in MEDIA_TYPES)
+        messages.append(Message(message.role, kept))
+    return Conversation(tuple(messages), {})
+
+
+def zeroed(encoded: dict[str, EncodedMedia]) -> dict[str, EncodedMedia]:
+    """All encoded media as zeros: what the projector hands to the language model and what heads read."""
+    return {
+        kind: replace(item, features=torch.zeros_like(item.features), projected=torch.zeros_like(item.projected))
+        for kind, item in encoded.items()
+    }
+
+
+def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:
+    """For each sample, the index of another one whose media it is given instead of its own.
+
+    Samples with the same kinds of media are put in a random cycle and each takes from the next; where two neighbours
+    hold the same bytes the next but one is taken, and so on.
+
+    Args:
+        samples: All samples of a benchmark, so that the assignment does not depend on what a run has left to do.
+        seed: Of the cycle.
+
+    Raises:
+        ValueError: If a sample has no other to take from.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(_kinds(sample), []).append(index)
+    donors = [-1] * len(samples)
+    for kinds, group in groups.items():
+        order = np.random.default_rng(seed).permutation(group).tolist()
+        contents = [_media_bytes(samples[index]) for index in order]
+        for place, index in enumerate(order):
+            for step in range(1, len(order)):
+                other = (place + step) % len(order)
+                if contents[other] != contents[place]:
+                    donors[index] = order[other]
+                    break
+            else:
+                raise ValueError(
+                    f"shuffled: expected another sample with media {list(kinds)} for '{samples[index].key}', got none"
+                )
+    return donors
+
+
+def swap_media(sample: Sample, donor: Sample) -> Sample:
+    """The sample with the donor's media under its own names, kind by kind in order."""
+    media, members = dict(sample.record.media), dict(sample.members)
+    for kind in MEDIA_TYPES:
+        mine = [name for name, item in sample.record.media.items() if item.type == kind]
+        theirs = [item for item in donor.record.media.values() if item.type == kind]
+        for name, item in zip(mine, theirs, strict=True):
+            file = sample.record.media[name].file
+            members[file] = donor.members[item.file]
+            media[name] = replace(item, file=file)
+    return Sample(sample.key, replace(sample.record, media=media), members)
+
+
+def random_generalist(checkpoint: str | Path, seed: int = 0) -> Generalist:
+    """A model of a checkpoint's configuration, tokenizer and tasks, freshly initialised.
+
+    Raises:
+        ValueError: If parts of the model start from pretrained weights, which would not be random.
+    """
+    directory = Path(checkpoint)
+    config: dict[str, object] = yaml.safe_load((directory / CONFIG).read_text())
+    config["tasks"] = yaml.safe_load((directory / TASKS).read_text())
+    config["tokenizer"] = str(directory / TOKENIZER)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        generalist = build_generalist(config).eval()
+    bases = declared_bases(generalist)
+    if bases:
+        raise ValueError(f"random_weights: expected a model without pretrained parts, got bases for {sorted(bases)}")
+    return generalist
+
+
+def names_of(controls: Mapping[str, str]) -> tuple[str, ...]:
+    """The predicted controls that are not in a mapping of reasons against them."""
+    return tuple(name for name in PREDICTED_CONTROLS if name not in controls)
+
+
+def _kinds(sample: Sample) -> tuple[str, ...]:
+    return tuple(sorted(item.type for item in sample.record.media.values()))
+
+
+def _media_bytes(sample: Sample) -> list[bytes]:
+    return sorted(sample.members[item.file] for item in sample.record.media.values())

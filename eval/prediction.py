@@ -1,0 +1,229 @@
+"""A prediction as a log row: what was asked, what came back, and the reference, all in plain JSON values."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from data.media import decode_target, encode_mask, encode_png
+from data.records import Message, Part, Target
+from data.shards import Sample
+from inference.conversation import Conversation, Reply
+from layers.calls import (
+    BoxesResult,
+    Call,
+    Grounding,
+    ImageResult,
+    LabelResult,
+    MaskResult,
+    NodeRef,
+    Region,
+    Result,
+    ResultRef,
+    ScoreResult,
+    TimeSpan,
+)
+
+HEAD_ERROR = "head"
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One row of a prediction log.
+
+    Args:
+        benchmark: Name of the benchmark.
+        key: The sample's key.
+        prompt: The turns before the answer as text; media stand as ``[image]``, ``[audio]``, ``[graph]``.
+        prompt_sha256: Of the turns as JSON.
+        media_sha256: Media name -> sha256 of the bytes that the model was given.
+        raw: What the model wrote, control tokens included.
+        text: What remains without its calls.
+        calls: ``{"task", "prompt", "groundings"}`` each; regions in original pixels.
+        errors: ``{"kind", "message"}`` each.
+        finish_reason: "stop" or "length".
+        results: One per call, or None where the head refused; see :func:`result_to_json`.
+        reference: ``{"text", "calls", "meta"}``; a reference call carries its target, see :func:`reference_of`.
+        timings: Seconds per phase.
+    """
+
+    benchmark: str
+    key: str
+    prompt: str = ""
+    prompt_sha256: str = ""
+    media_sha256: Mapping[str, str] = field(default_factory=dict)
+    raw: str = ""
+    text: str = ""
+    calls: Sequence[Mapping[str, Any]] = ()
+    errors: Sequence[Mapping[str, Any]] = ()
+    finish_reason: str = "stop"
+    results: Sequence[Mapping[str, Any] | None] = ()
+    reference: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> bool:
+        """Whether the reply does not parse: a malformed or unavailable call, or a reply cut at the length limit."""
+        return self.finish_reason == "length" or any(error["kind"] != HEAD_ERROR for error in self.errors)
+
+    @property
+    def meta(self) -> Mapping[str, Any]:
+        """The record's ``meta``."""
+        return self.reference.get("meta", {})
+
+    @property
+    def answer(self) -> str:
+        """The reference answer: ``meta.answer``, or the reference text."""
+        return str(self.meta.get("answer", self.reference.get("text", "")))
+
+    def first_result(self, kind: str) -> Mapping[str, Any] | None:
+        """The first result of a type ("boxes", "mask", ...) of a reply that parses; None without one."""
+        if self.failed:
+            return None
+        return next((item for item in self.results if item is not None and item["type"] == kind), None)
+
+    def target(self, kind: str) -> Any:
+        """The first reference target of a type, decoded.
+
+        Raises:
+            ValueError: If the reference has none.
+        """
+        for call in self.reference["calls"]:
+            target = call.get("target")
+            if target is not None and target["type"] == kind:
+                data = base64.b64decode(target["data"]) if "data" in target else None
+                file = target.get("file")
+                return decode_target(Target(type=kind, value=target.get("value"), file=file), data)
+        raise ValueError(f"sample '{self.key}' of '{self.benchmark}': expected a {kind} target, got none")
+
+    def to_json(self) -> dict[str, Any]:
+        """A log row."""
+        return {"type": "prediction", **asdict(self)}
+
+    @classmethod
+    def from_json(cls, row: Mapping[str, Any]) -> Prediction:
+        """The inverse of :meth:`to_json`."""
+        return cls(**{name: value for name, value in row.items() if name != "type"})
+
+
+def predicted(
+    benchmark: str, sample: Sample, conversation: Conversation, media: Mapping[str, bytes], reply: Reply
+) -> Prediction:
+    """The log row of a reply.
+
+    Args:
+        benchmark: Name of the benchmark.
+        sample: What was to be answered.
+        conversation: What was asked (a control may have changed it).
+        media: The encoded media that were given, by name.
+        reply: What came back.
+    """
+    turns = json.dumps([asdict(message) for message in conversation.messages], sort_keys=True)
+    return Prediction(
+        benchmark=benchmark,
+        key=sample.key,
+        prompt="\n".join(_turn_text(message) for message in conversation.messages),
+        prompt_sha256=hashlib.sha256(turns.encode()).hexdigest(),
+        media_sha256={name: hashlib.sha256(data).hexdigest() for name, data in media.items()},
+        raw=reply.raw_text,
+        text=reply.text,
+        calls=[call_to_json(call) for call in reply.calls],
+        errors=[{"kind": error.kind, "message": error.message} for error in reply.errors],
+        finish_reason=reply.finish_reason,
+        results=[None if result is None else result_to_json(result) for result in reply.results],
+        reference=reference_of(sample),
+        timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
+    )
+
+
+def reference_of(sample: Sample) -> dict[str, Any]:
+    """Text, calls (with their targets, members as base64 ``data``) and meta of a sample's last assistant turns."""
+    parts = list(_reference_parts(sample))
+    calls = []
+    for part in parts:
+        if part.type == "call":
+            call: dict[str, Any] = {"task": part.task, "prompt": part.prompt, "groundings": list(part.groundings)}
+            if part.target is not None:
+                call["target"] = _target_to_json(sample, sample.record.targets[part.target])
+            calls.append(call)
+    text = " ".join(part.text for part in parts if part.type == "text").strip()
+    return {"text": text, "calls": calls, "meta": dict(sample.record.meta)}
+
+
+def call_to_json(call: Call) -> dict[str, Any]:
+    """Task, prompt and groundings in the notation of records."""
+    return {
+        "task": call.task,
+        "prompt": call.prompt,
+        "groundings": [_grounding_to_json(grounding) for grounding in call.groundings],
+    }
+
+
+def result_to_json(result: Result) -> dict[str, Any]:
+    """A result as JSON: ``boxes``, ``mask`` (COCO run-length), ``image`` (base64 PNG), ``label`` or ``score``.
+
+    Raises:
+        TypeError: For a result type that the log does not know.
+    """
+    if isinstance(result, BoxesResult):
+        boxes = [[float(edge) for edge in box] for box in result.boxes_xyxy]
+        return {"type": "boxes", "boxes_xyxy": boxes, "scores": [float(score) for score in result.scores]}
+    if isinstance(result, MaskResult):
+        return {"type": "mask", "mask": encode_mask(result.mask)}
+    if isinstance(result, ImageResult):
+        return {"type": "image", "png": encode_image(result.image)}
+    if isinstance(result, LabelResult):
+        probabilities = {name: float(value) for name, value in result.probabilities.items()}
+        return {"type": "label", "label": result.label, "probabilities": probabilities}
+    if isinstance(result, ScoreResult):
+        return {"type": "score", "score": float(result.score)}
+    raise TypeError(f"expected a result that the log can hold, got {type(result).__name__}")
+
+
+def encode_image(image: Tensor) -> str:
+    """An image (3, H, W) uint8 as base64 PNG."""
+    return base64.b64encode(encode_png(image)).decode("ascii")
+
+
+def decode_image(png: str) -> Tensor:
+    """The inverse of :func:`encode_image`."""
+    image: Tensor = decode_target(Target(type="image", file="image.png"), base64.b64decode(png))
+    return image
+
+
+def _reference_parts(sample: Sample) -> Iterator[Part]:
+    turns = list(sample.record.messages)
+    start = len(turns)
+    while start > 0 and turns[start - 1].role == "assistant":
+        start -= 1
+    for turn in turns[start:]:
+        yield from turn.content
+
+
+def _target_to_json(sample: Sample, target: Target) -> dict[str, Any]:
+    if target.file is None:
+        return {"type": target.type, "value": target.value}
+    data = base64.b64encode(sample.members[target.file]).decode("ascii")
+    return {"type": target.type, "file": target.file, "data": data}
+
+
+def _turn_text(message: Message) -> str:
+    parts = [part.text if part.type == "text" else f"[{part.type}]" for part in message.content]
+    return f"{message.role}: {' '.join(parts)}"
+
+
+def _grounding_to_json(grounding: Grounding) -> dict[str, Any]:
+    if isinstance(grounding, Region):
+        return {"type": "region", "box_xyxy": [float(edge) for edge in grounding.box_xyxy]}
+    if isinstance(grounding, TimeSpan):
+        return {"type": "time_span", "start": grounding.start, "end": grounding.end}
+    if isinstance(grounding, NodeRef):
+        return {"type": "node", "index": grounding.index}
+    assert isinstance(grounding, ResultRef)
+    return {"type": "result", "call_index": grounding.call_index}
