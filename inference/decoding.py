@@ -64,14 +64,15 @@ class Steppable(Protocol):
         """One cached forward: an object with ``logits_last`` (B, V), ``hidden_states`` (B, S, d) and ``cache``."""
 
 
-class ForcedTokens(Protocol):
-    """Follows one reply and says which token, if any, must come next whatever the model prefers."""
+class Follower(Protocol):
+    """Reads one reply as it is written, such as :class:`routers.parser.CallParser`."""
 
-    def advance(self, token_id: int) -> None:
+    @property
+    def forced_id(self) -> int | None:
+        """The token that must come next whatever the model prefers, such as a head's query, or None."""
+
+    def feed(self, token_id: int) -> object:
         """Take the token that was appended."""
-
-    def next_token(self) -> int | None:
-        """The token that must follow, or None where the model chooses."""
 
 
 class Constraint(Protocol):
@@ -80,8 +81,8 @@ class Constraint(Protocol):
     def mask(self, logits: Tensor) -> Tensor:
         """Set the logits (B, V) of illegal next tokens to -inf."""
 
-    def advance(self, token_ids: Tensor) -> None:
-        """Take the (B,) tokens that were appended."""
+    def advance(self, token_ids: Sequence[int]) -> None:
+        """Take the B tokens that were appended."""
 
 
 @torch.inference_mode()
@@ -91,8 +92,8 @@ def decode(
     options: DecodingOptions,
     *,
     stop_ids: Sequence[int],
-    never_sampled: Sequence[int] = (),
-    forced: Sequence[ForcedTokens] | None = None,
+    never_sampled: Tensor | None = None,
+    followers: Sequence[Follower] | None = None,
     constraint: Constraint | None = None,
     streams: Sequence[int] | None = None,
 ) -> list[Decoded]:
@@ -106,8 +107,8 @@ def decode(
         prompts: (L, d) input embeddings of each prompt, media in place.
         options: Limit and sampling.
         stop_ids: Tokens that end the turn.
-        never_sampled: Tokens that the model may not choose (media placeholders, queries).
-        forced: One follower per prompt.
+        never_sampled: (V,) True for tokens that the model may not choose (media placeholders, queries).
+        followers: One per prompt; the tokens that they force are placed, learned queries among them.
         constraint: Applied before a token is chosen.
         streams: Number of each reply's random stream; their place in the batch by default.
 
@@ -129,7 +130,6 @@ def decode(
     next_positions = position_ids[:, -1:] + 1
 
     chooser = _Chooser(options, list(streams) if streams is not None else list(range(len(prompts))))
-    banned = torch.tensor(sorted(never_sampled), dtype=torch.long, device=device)
     token_ids: list[list[int]] = [[] for _ in prompts]
     states: list[list[Tensor]] = [[] for _ in prompts]
     ended = [False] * len(prompts)
@@ -138,12 +138,14 @@ def decode(
     filler = next(iter(stop_ids))
 
     for new in range(options.max_new_tokens):
-        logits = output.logits_last.float().index_fill(-1, banned, float("-inf"))
+        logits = output.logits_last.float()
+        if never_sampled is not None:
+            logits = logits.masked_fill(never_sampled, float("-inf"))
         if constraint is not None:
             logits = constraint.mask(logits)
         chosen: list[int] = chooser(logits, rows).tolist()
         for place, row in enumerate(rows):
-            must = forced[row].next_token() if forced is not None and not ended[row] else None
+            must = followers[row].forced_id if followers is not None and not ended[row] else None
             chosen[place] = filler if ended[row] else chosen[place] if must is None else must
             ended[row] = ended[row] or chosen[place] in stops
         if all(ended[row] for row in rows):
@@ -156,7 +158,7 @@ def decode(
             rows, chosen = [rows[place] for place in keep], [chosen[place] for place in keep]
         fed = torch.tensor(chosen, device=device)
         if constraint is not None:
-            constraint.advance(fed)
+            constraint.advance(chosen)
         output = model.step(
             model.embed(fed[:, None]), attention_mask[:, : width + new + 1], next_positions, output.cache
         )
@@ -165,8 +167,8 @@ def decode(
             if not ended[row]:
                 token_ids[row].append(chosen[place])
                 states[row].append(output.hidden_states[place, -1])
-                if forced is not None:
-                    forced[row].advance(chosen[place])
+                if followers is not None:
+                    followers[row].feed(chosen[place])
 
     empty = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
     return [

@@ -122,7 +122,7 @@ def test_ended_rows_leave_the_batch_without_changing_the_others(llama):
 def test_never_sampled_tokens_do_not_appear(llama):
     ids = prompts(8)
     favourite = run(llama, ids)[0].token_ids[0]
-    banned = run(llama, ids, never_sampled=[favourite])
+    banned = run(llama, ids, never_sampled=torch.arange(VOCABULARY) == favourite)
     assert all(favourite not in item.token_ids for item in banned)
 
 
@@ -132,20 +132,22 @@ class Forced:
     def __init__(self, trigger: int, tokens: list[int]) -> None:
         self.trigger, self.tokens, self.queue = trigger, tokens, []
 
-    def advance(self, token_id: int) -> None:
+    def feed(self, token_id: int) -> None:
         if self.queue:
             assert token_id == self.queue.pop(0)
         elif token_id == self.trigger:
             self.queue = list(self.tokens)
 
-    def next_token(self) -> int | None:
+    @property
+    def forced_id(self) -> int | None:
         return self.queue[0] if self.queue else None
 
 
 def test_forced_tokens_follow_their_trigger_although_never_sampled(llama):
     ids = prompts(4)
     trigger = run(llama, ids)[2].token_ids[1]
-    decoded = run(llama, ids, never_sampled=[30, 31], forced=[Forced(trigger, [30, 31]) for _ in ids])
+    banned = torch.isin(torch.arange(VOCABULARY), torch.tensor([30, 31]))
+    decoded = run(llama, ids, never_sampled=banned, followers=[Forced(trigger, [30, 31]) for _ in ids])
     assert trigger in decoded[2].token_ids
     for item in decoded:
         for place, token in enumerate(item.token_ids[:-2]):

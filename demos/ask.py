@@ -1,0 +1,230 @@
+"""Ask a trained model: ``python -m demos.ask --checkpoint DIR [--image F] [--audio F] [--graph F] "question"``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from demos.render import draw_boxes, overlay_mask, to_pil
+from inference.conversation import Conversation, Reply
+from inference.files import read_audio, read_graph, read_image
+from inference.session import Session
+from layers.calls import (
+    BoxesResult,
+    Call,
+    ImageResult,
+    LabelResult,
+    MaskResult,
+    NodeRef,
+    Region,
+    Result,
+    ResultRef,
+    ScoreResult,
+    TimeSpan,
+)
+
+_EPILOG = """examples:
+  python -m demos.ask --checkpoint runs/quickstart/final --image scene.png "where is the red 7?"
+  python -m demos.ask --checkpoint runs/quickstart/final --image scene.png --audio question.wav
+  python -m demos.ask --checkpoint runs/quickstart/final --graph a.json --graph b.json "does a import b?"
+  python -m demos.ask --checkpoint runs/quickstart/final "draw a blue 4" --out drawings
+
+A graph is JSON: {"node_texts": ["text of node 0", ...], "edge_index": [[sources...], [targets...]]}; node 0 is the one
+that questions are about. Media are shown to the model in the order images, audio, graphs, then the question."""
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    result = argparse.ArgumentParser(
+        prog="python -m demos.ask",
+        description="Ask a trained model about images, audio and graphs, and save what its heads answer.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    result.add_argument("question", nargs="?", default="", help="may be left out when the audio asks it")
+    result.add_argument("--checkpoint", required=True, metavar="DIR", help="checkpoint directory written by training")
+    for kind, formats in (
+        ("image", "PNG, JPEG, WebP, BMP, GIF or TIFF"),
+        ("audio", "WAV, FLAC, OGG, MP3, any rate and channels"),
+        ("graph", "JSON, see below"),
+    ):
+        help_text = f"a file to ask about ({formats}); may be given several times"
+        result.add_argument(f"--{kind}", action="append", default=[], metavar="FILE", help=help_text)
+    result.add_argument("--out", default="answer", metavar="DIR", help="where results are written (default: ./answer)")
+    result.add_argument("--constrained", action="store_true", help="permit only well-formed calls of available tasks")
+    result.add_argument("--max-new-tokens", type=int, default=96, metavar="N", help="cut the reply there (default: 96)")
+    result.add_argument(
+        "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default), above samples"
+    )
+    result.add_argument("--seed", type=int, default=0, help="of sampling and of drawings (default: 0)")
+    result.add_argument("--device", default=None, help="cpu, cuda, ... (default: the GPU if there is one)")
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        arguments: The command line; the process's own by default.
+
+    Returns:
+        The exit status: 0, or 2 after one line on stderr that says what was wrong with the input.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        conversation = Conversation.ask(
+            options.question,
+            images=[read_image(path) for path in options.image],
+            audio=[read_audio(path) for path in options.audio],
+            graphs=[read_graph(path) for path in options.graph],
+        )
+        session = Session.from_pretrained(
+            options.checkpoint,
+            options.device,
+            constrained=options.constrained,
+            max_new_tokens=options.max_new_tokens,
+            temperature=options.temperature,
+            seed=options.seed,
+        )
+        (reply,) = session.generate([conversation])
+        files = write_results(conversation, reply, Path(options.out))
+    except (ValueError, OSError) as error:
+        print(f"ask: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    show(reply, files, Console())
+    return 0
+
+
+def write_results(conversation: Conversation, reply: Reply, directory: Path) -> dict[int, list[Path]]:
+    """Write each result as files, and the whole reply as ``reply.json``.
+
+    Boxes are drawn on the latest image; a mask becomes a PNG of the original raster and an overlay.
+
+    Args:
+        conversation: What was asked.
+        reply: What was answered.
+        directory: Made if it is missing; files of the same names are replaced.
+
+    Returns:
+        Call index -> the files written for it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    images = [item for item in conversation.media.values() if isinstance(item, Tensor)]
+    files: dict[int, list[Path]] = {}
+    for index, result in enumerate(reply.results):
+        drawings: dict[str, Any] = {}
+        if isinstance(result, BoxesResult) and images:
+            labels = [f"{result.call.prompt} {score:.2f}" for score in result.scores]
+            drawings["boxes"] = draw_boxes(images[-1], result.boxes_xyxy, labels)
+        elif isinstance(result, MaskResult) and images:
+            drawings["mask"] = to_pil(result.mask)
+            drawings["overlay"] = overlay_mask(images[-1], result.mask)
+        elif isinstance(result, ImageResult):
+            drawings["image"] = to_pil(result.image)
+        for name, drawing in drawings.items():
+            path = directory / f"call{index}_{reply.calls[index].task}_{name}.png"
+            drawing.save(path)
+            files.setdefault(index, []).append(path)
+    text = json.dumps(reply_as_json(reply, files), ensure_ascii=False, indent=1)
+    (directory / "reply.json").write_text(text + "\n", encoding="utf-8")
+    return files
+
+
+def reply_as_json(reply: Reply, files: dict[int, list[Path]]) -> dict[str, Any]:
+    """The reply as plain values; boxes in original pixels, spans in seconds, rasters by file name."""
+    calls = []
+    for index, (call, result) in enumerate(zip(reply.calls, reply.results, strict=True)):
+        calls.append(
+            {
+                "task": call.task,
+                "prompt": call.prompt,
+                "groundings": [describe_grounding(item) for item in call.groundings],
+                "result": result_as_json(result),
+                "files": [path.name for path in files.get(index, [])],
+            }
+        )
+    return {
+        "text": reply.text,
+        "raw_text": reply.raw_text,
+        "finish_reason": reply.finish_reason,
+        "calls": calls,
+        "errors": [{"kind": error.kind, "message": error.message} for error in reply.errors],
+        "seconds": {name: round(seconds, 4) for name, seconds in reply.timings.items()},
+    }
+
+
+def result_as_json(result: Result | None) -> dict[str, Any] | None:
+    """What of a result fits in JSON."""
+    if isinstance(result, BoxesResult):
+        return {"boxes_xyxy": [list(box) for box in result.boxes_xyxy], "scores": list(result.scores)}
+    if isinstance(result, MaskResult):
+        return {"mask_pixels": int(result.mask.sum()), "size": list(result.mask.shape[::-1])}
+    if isinstance(result, ImageResult):
+        return {"size": list(result.image.shape[:0:-1])}
+    if isinstance(result, LabelResult):
+        return {"label": result.label, "probabilities": dict(result.probabilities)}
+    if isinstance(result, ScoreResult):
+        return {"score": result.score}
+    return None
+
+
+def describe_grounding(grounding: object) -> str:
+    """One grounding in words."""
+    if isinstance(grounding, Region):
+        return "box " + ", ".join(f"{edge:.1f}" for edge in grounding.box_xyxy)
+    if isinstance(grounding, TimeSpan):
+        return f"{grounding.start:.2f} s to {grounding.end:.2f} s"
+    if isinstance(grounding, NodeRef):
+        return f"node {grounding.index}"
+    assert isinstance(grounding, ResultRef)
+    return f"result of call {grounding.call_index}"
+
+
+def describe_result(result: Result | None) -> str:
+    """One result in words."""
+    if isinstance(result, BoxesResult):
+        boxes = zip(result.boxes_xyxy, result.scores, strict=True)
+        return "; ".join(f"box {', '.join(f'{e:.1f}' for e in box)} ({score:.2f})" for box, score in boxes) or "no box"
+    if isinstance(result, MaskResult):
+        return f"mask of {int(result.mask.sum())} pixels"
+    if isinstance(result, ImageResult):
+        return f"image of {result.image.shape[2]}x{result.image.shape[1]} pixels"
+    if isinstance(result, LabelResult):
+        probability = result.probabilities.get(result.label)
+        return result.label if probability is None else f"{result.label} ({probability:.2f})"
+    if isinstance(result, ScoreResult):
+        return f"{result.score:.3f}"
+    return "no result"
+
+
+def show(reply: Reply, files: dict[int, list[Path]], console: Console) -> None:
+    """Print a reply, its calls with their results and files, and what went wrong."""
+    console.print(Text(reply.text or "(no text)", style="bold" if reply.text else "dim"))
+    if reply.calls:
+        table = Table("call", "prompt", "grounding", "result", "files")
+        for index, (call, result) in enumerate(zip(reply.calls, reply.results, strict=True)):
+            table.add_row(*(Text(cell) for cell in _cells(call, result, files.get(index, []))))
+        console.print(table)
+    for error in reply.errors:
+        console.print(Text(f"{error.kind}: {error.message}", style="yellow"))
+    if reply.finish_reason == "length":
+        console.print(Text("the reply was cut at --max-new-tokens", style="yellow"))
+    console.print(Text(reply.raw_text, style="dim"))
+
+
+def _cells(call: Call, result: Result | None, files: Sequence[Path]) -> tuple[str, ...]:
+    groundings = "; ".join(describe_grounding(item) for item in call.groundings)
+    return call.task, call.prompt, groundings, describe_result(result), "\n".join(str(path) for path in files)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

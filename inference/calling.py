@@ -1,0 +1,135 @@
+"""Head calls at inference: contexts from the encoded media, rounds over the calls of a batch, original units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from inference.conversation import HeadError
+from layers.calls import Call, Grounding, HeadContext, MediaFeatures, Region, Result, ResultRef, TimeSpan
+from layers.head import Head
+from routers.tasks import TaskTable
+
+
+@dataclass
+class PendingReply:
+    """A reply whose calls are being answered.
+
+    Args:
+        calls: As parsed: regions and spans are fractions of the model's input.
+        hidden_states: (n, d) states at the reply's tokens.
+        media: The conversation's media.
+        results: One per call answered so far, None where it failed.
+        errors: What failed.
+    """
+
+    calls: Sequence[Call]
+    hidden_states: Tensor
+    media: list[MediaFeatures]
+    results: list[Result | None] = field(default_factory=list)
+    errors: list[HeadError] = field(default_factory=list)
+
+
+def answer_calls(
+    pending: Sequence[PendingReply], heads: Mapping[str, Head], tasks: TaskTable, parameters: Mapping[str, float]
+) -> None:
+    """Answer every call of a batch of replies, in place.
+
+    Round i takes the i-th call of each reply, batched per head, so that a later call can refer to an earlier
+    result.  A head's ``ValueError`` costs the call that caused it and no other.
+
+    Args:
+        pending: Replies with parsed calls and no results.
+        heads: Head name -> head.
+        tasks: Says which head answers a task and whether it reads states.
+        parameters: Scalar conditions handed to every head.
+    """
+    for turn in range(max((len(reply.calls) for reply in pending), default=0)):
+        groups: dict[tuple[str, bool], list[PendingReply]] = {}
+        for reply in pending:
+            if turn >= len(reply.calls):
+                continue
+            call = reply.calls[turn]
+            refusal = _refusal(call, turn, reply)
+            if refusal:
+                _fail(reply, refusal)
+                continue
+            spec = tasks[call.task]
+            groups.setdefault((spec.head, spec.link in ("hidden", "queries")), []).append(reply)
+        for (name, reads_states), replies in groups.items():
+            _answer_round(heads[name], reads_states, replies, turn, parameters)
+
+
+def _answer_round(
+    head: Head, reads_states: bool, replies: Sequence[PendingReply], turn: int, parameters: Mapping[str, float]
+) -> None:
+    contexts = [_context(reply, turn, parameters) for reply in replies]
+    states, lengths = None, [0] * len(replies)
+    if reads_states:
+        rows = [reply.hidden_states[list(reply.calls[turn].state_positions)] for reply in replies]
+        states, lengths = torch.cat(rows), [row.shape[0] for row in rows]
+    try:
+        results = head.decode(head(states, lengths, contexts), contexts)
+    except ValueError as error:
+        if len(replies) == 1:
+            _fail(replies[0], str(error))
+            return
+        for reply in replies:
+            _answer_round(head, reads_states, [reply], turn, parameters)
+        return
+    for reply, result in zip(replies, results, strict=True):
+        reply.results.append(replace(result, call=to_original(reply.calls[turn], reply.media)))
+
+
+def _context(reply: PendingReply, turn: int, parameters: Mapping[str, float]) -> HeadContext:
+    earlier = [
+        result if result is not None else Result(call)
+        for result, call in zip(reply.results, reply.calls[:turn], strict=True)
+    ]
+    return HeadContext(reply.calls[turn], reply.media, earlier, dict(parameters))
+
+
+def _refusal(call: Call, turn: int, reply: PendingReply) -> str | None:
+    kinds = [item.kind for item in reply.media]
+    for grounding in call.groundings:
+        if isinstance(grounding, Region) and "image" not in kinds:
+            return "a region needs an image, the conversation has none"
+        if isinstance(grounding, TimeSpan) and "audio" not in kinds:
+            return "a time span needs audio, the conversation has none"
+        if isinstance(grounding, ResultRef):
+            index = grounding.call_index
+            if index >= turn:
+                return f"refers to the result of call {index}, expected an earlier call than {turn}"
+            if reply.results[index] is None:
+                return f"refers to the result of call {index}, which failed"
+    return None
+
+
+def _fail(reply: PendingReply, message: str) -> None:
+    turn = len(reply.results)
+    reply.results.append(None)
+    reply.errors.append(HeadError(turn, reply.calls[turn].task, message))
+
+
+def to_original(call: Call, media: Sequence[MediaFeatures]) -> Call:
+    """The call with regions in original pixels of the latest image and time spans in seconds of the latest clip.
+
+    Groundings whose media the conversation lacks stay as they are; :func:`answer_calls` refuses such calls.
+    """
+    images = [item.layout.transform for item in media if item.kind == "image"]
+    clips = [item.layout.seconds for item in media if item.kind == "audio"]
+    mapped: list[Grounding] = []
+    for grounding in call.groundings:
+        if isinstance(grounding, Region) and images and images[-1] is not None:
+            width, height = images[-1].input_size
+            x1, y1, x2, y2 = grounding.box_xyxy
+            box = images[-1].invert_boxes([(x1 * width, y1 * height, x2 * width, y2 * height)])[0].tolist()
+            mapped.append(Region((box[0], box[1], box[2], box[3])))
+        elif isinstance(grounding, TimeSpan) and clips and clips[-1] is not None:
+            mapped.append(TimeSpan(grounding.start * clips[-1], grounding.end * clips[-1]))
+        else:
+            mapped.append(grounding)
+    return replace(call, groundings=tuple(mapped))

@@ -1,0 +1,120 @@
+"""What a session is asked, and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from data.media import RawMedia
+from data.records import Message, Part, Record
+from inference.decoding import FinishReason
+from layers.calls import Call, Result
+from layers.media import Audio, Graph
+from routers.parser import ParseError
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns that end with the one to answer, and their media.
+
+    Args:
+        messages: The turns; an answer is generated after the last one.
+        media: Name -> decoded media: an image (3, H, W) uint8, :class:`layers.media.Audio` or
+            :class:`layers.media.Graph`.
+    """
+
+    messages: Sequence[Message]
+    media: Mapping[str, RawMedia] = field(default_factory=dict)
+
+    @classmethod
+    def ask(
+        cls,
+        question: str = "",
+        *,
+        images: Sequence[Tensor] = (),
+        audio: Sequence[Audio] = (),
+        graphs: Sequence[Graph] = (),
+    ) -> Conversation:
+        """One user turn: the media, then the question.
+
+        Args:
+            question: May be empty where audio asks.
+            images: (3, H, W) uint8 RGB each.
+            audio: Clips.
+            graphs: Graphs.
+
+        Raises:
+            ValueError: If there is neither a question nor audio.
+        """
+        if not question.strip() and not audio:
+            raise ValueError("expected a question, or audio that asks one, got neither")
+        parts: list[Part] = []
+        media: dict[str, RawMedia] = {}
+        kinds: tuple[tuple[str, Sequence[Any]], ...] = (("image", images), ("audio", audio), ("graph", graphs))
+        for kind, items in kinds:
+            for index, item in enumerate(items):
+                name = f"{kind}{index}"
+                media[name] = item
+                parts.append(Part(type=kind, media=name))
+        if question.strip():
+            parts.append(Part(type="text", text=question.strip()))
+        return cls((Message("user", tuple(parts)),), media)
+
+    @classmethod
+    def from_record(cls, record: Record, media: Mapping[str, RawMedia]) -> Conversation:
+        """The turns of a record before its last assistant turn, which is the reference.
+
+        Raises:
+            ValueError: If nothing stands before that turn.
+        """
+        turns = list(record.messages)
+        while turns and turns[-1].role == "assistant":
+            turns.pop()
+        if not turns:
+            raise ValueError(f"record '{record.key}': expected a user turn before the answer, got none")
+        used = {part.media for turn in turns for part in turn.content if part.media}
+        return cls(tuple(turns), {name: media[name] for name in record.media if name in used})
+
+
+@dataclass(frozen=True)
+class HeadError:
+    """A call that its head could not answer.
+
+    Args:
+        call_index: Which call of the reply.
+        task: Its task.
+        message: What was expected and what was given.
+    """
+
+    call_index: int
+    task: str
+    message: str
+    kind: str = "head"
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer.
+
+    Args:
+        text: What the model said, without its calls; malformed calls are left in it.
+        calls: In order; regions in original pixels, time spans in seconds.
+        results: One per call; None where ``errors`` holds a :class:`HeadError` for it.
+        errors: Malformed calls, calls of tasks that the media do not allow, calls that a head refused.
+        token_ids: The generated tokens, without the one that ended the turn.
+        raw_text: Those tokens as text, control tokens included.
+        finish_reason: "stop" if the model ended its turn, "length" if it was cut.
+        timings: Seconds per phase, an equal share of the batch's: ``render``, ``encode``, ``decode``, ``heads``.
+    """
+
+    text: str
+    calls: tuple[Call, ...]
+    results: tuple[Result | None, ...]
+    errors: tuple[ParseError | HeadError, ...]
+    token_ids: tuple[int, ...]
+    raw_text: str
+    finish_reason: FinishReason
+    timings: Mapping[str, float]
