@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
 from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
-from layers.geometry import Box, coordinate_to_bin
+from layers.geometry import coordinate_to_bin
+from routers.decimals import format_decimal_box
 from routers.tasks import Payload, TaskSpec
 from routers.vocabulary import Vocabulary
-
-DECIMALS = 3
 
 
 @dataclass(frozen=True)
@@ -61,11 +61,6 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
     return RenderedCall([*ids, *queries, vocabulary.close_ids[task.name]], positions, learned)
 
 
-def region_text(box: Box) -> str:
-    """A normalised box in decimals: ``x1,y1,x2,y2``."""
-    return ",".join(f"{min(max(value, 0.0), 1.0):.{DECIMALS}f}" for value in box)
-
-
 def _render_grounding(
     grounding: Grounding, task: TaskSpec, vocabulary: Vocabulary, tokenizer: PreTrainedTokenizerBase
 ) -> list[int]:
@@ -73,17 +68,21 @@ def _render_grounding(
     if isinstance(grounding, Region):
         _check_payload(task, "regions")
         x1, y1, x2, y2 = grounding.box_xyxy
-        if not (x1 <= x2 and y1 <= y2):
+        if not (x1 <= x2 and y1 <= y2 and all(map(math.isfinite, grounding.box_xyxy))):
             raise ValueError(f"region of task '{task.name}': expected x1 <= x2 and y1 <= y2, got {grounding.box_xyxy}")
         assert vocabulary.region_id is not None
         if table.coordinates == "bins":
             bins = [coordinate_to_bin(value, 1.0, table.num_bins) for value in grounding.box_xyxy]
             return [vocabulary.region_id, *(vocabulary.loc_ids[index] for index in bins)]
         assert vocabulary.end_region_id is not None
-        return [vocabulary.region_id, *_encode(tokenizer, region_text(grounding.box_xyxy)), vocabulary.end_region_id]
+        return [
+            vocabulary.region_id,
+            *_encode(tokenizer, format_decimal_box(grounding.box_xyxy)),
+            vocabulary.end_region_id,
+        ]
     if isinstance(grounding, TimeSpan):
         _check_payload(task, "time_spans")
-        if not grounding.start <= grounding.end:
+        if not (grounding.start <= grounding.end and math.isfinite(grounding.start) and math.isfinite(grounding.end)):
             raise ValueError(f"time span of task '{task.name}': expected start <= end, got {grounding}")
         assert vocabulary.span_id is not None
         bins = [coordinate_to_bin(value, 1.0, table.num_time_bins) for value in (grounding.start, grounding.end)]
