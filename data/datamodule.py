@@ -1,0 +1,275 @@
+"""The Lightning data module: packed steps for training, fixed packs for validation."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+
+from data.index import ensure_index
+from data.packing import plan_packs
+from data.quarantine import Quarantine
+from data.shards import expand
+from data.stream import (
+    Oversize,
+    PackDataset,
+    PackSchedule,
+    Parcel,
+    SampleSet,
+    Source,
+    StepDataset,
+)
+from layers.batch import Step
+from models.plan import BatchPlan
+
+__all__ = ["EvalLoader", "PackedDataModule", "Source", "StepLoader"]
+
+
+class PackedDataModule(LightningDataModule):
+    """Delivers :class:`layers.batch.Step`: the packs of one optimizer step with their loss counts.
+
+    The training stream is endless; give the trainer ``max_steps``. What step s holds depends on the seed, the data
+    and s alone, so a resumed run continues exactly where it stopped. A bad sample is left out and written down.
+
+    Args:
+        sources: Training sources.
+        max_tokens: Tokens that a pack may hold.
+        packs_per_step: Packs per optimizer step, over all processes.
+        num_workers: Worker processes that read, decode and render; 0 does it in the training process.
+        seed: Seed of the order.
+        val_sources: Validation sources; their packs come in a fixed order.
+        plan: The model's plan; ``train.py`` links it.
+        quarantine: Bad samples are appended to this JSON Lines file; by default ``quarantine.jsonl`` under the
+            trainer's root.
+        max_quarantined: Share of the samples that may be bad before the run ends.
+        oversize: "error" or "quarantine", for a sample longer than ``max_tokens``.
+        cache: Keep rendered samples in memory, for small data that is read many times.
+    """
+
+    def __init__(
+        self,
+        sources: list[Source],
+        max_tokens: int = 4096,
+        packs_per_step: int = 1,
+        num_workers: int = 0,
+        seed: int = 0,
+        val_sources: list[Source] | None = None,
+        plan: BatchPlan | None = None,
+        quarantine: str | None = None,
+        max_quarantined: float = 0.05,
+        oversize: Oversize = "error",
+        cache: bool = False,
+    ) -> None:
+        super().__init__()
+        if not sources:
+            raise ValueError("sources: expected at least one, got none")
+        if max_tokens < 1 or packs_per_step < 1:
+            raise ValueError(f"expected max_tokens and packs_per_step >= 1, got {max_tokens} and {packs_per_step}")
+        self.sources, self.val_sources = sources, val_sources or []
+        self.max_tokens, self.packs_per_step = max_tokens, packs_per_step
+        self.num_workers, self.seed = num_workers, seed
+        self.plan = plan
+        self.quarantine_path, self.max_quarantined = quarantine, max_quarantined
+        self.oversize, self.cache = oversize, cache
+        self._train: SampleSet | None = None
+        self._val: SampleSet | None = None
+        self._step = 0
+
+    def set_plan(self, plan: BatchPlan) -> None:
+        """Set the model's plan, before the first loader is asked for."""
+        self.plan, self._train, self._val = plan, None, None
+
+    def prepare_data(self) -> None:
+        """Index shards that have no index yet, once per machine."""
+        for source in (*self.sources, *self.val_sources):
+            for path in expand(source.path):
+                ensure_index(path)
+
+    @property
+    def next_step(self) -> int:
+        """The step that the training stream continues with."""
+        if self.trainer is not None:
+            total: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+            return int(total.processed)
+        return self._step
+
+    @next_step.setter
+    def next_step(self, step: int) -> None:
+        self._step = step
+
+    @property
+    def data_hashes(self) -> dict[str, str]:
+        """Shard -> fingerprint, of the shards in use."""
+        sets = [item for item in (self._train, self._val) if item is not None]
+        return {path: value for item in sets for path, value in item.data_hashes.items()}
+
+    def train_samples(self) -> SampleSet:
+        """The training samples under the plan."""
+        if self._train is None:
+            self._train = self._open(self.sources)
+        return self._train
+
+    def val_samples(self) -> SampleSet:
+        """The validation samples under the plan."""
+        if self._val is None:
+            self._val = self._open(self.val_sources)
+        return self._val
+
+    def train_dataloader(self) -> StepLoader:
+        """The endless stream of steps, from :attr:`next_step` on."""
+        samples = self.train_samples()
+        weights = [source.weight for source in self.sources]
+        schedule = PackSchedule(samples.source_of, samples.lengths, weights, self.max_tokens, self.seed)
+        dataset = StepDataset(samples, schedule, self.packs_per_step, *self._ranks())
+        return StepLoader(dataset, self, self._quarantine(samples))
+
+    def val_dataloader(self) -> EvalLoader | list[Any]:
+        """Every validation pack once, one per step, split over the processes."""
+        if not self.val_sources:
+            return []
+        samples = self.val_samples()
+        rank, world_size = self._ranks()
+        return EvalLoader(samples, self._quarantine(samples), self.num_workers, rank, world_size)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The next step, and what its content depends on."""
+        return {"next_step": self.next_step, "order": self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue a run.
+
+        Raises:
+            ValueError: If the steps of this configuration are not those of the interrupted run.
+        """
+        order = self._order()
+        changed = {
+            name: (value, order.get(name)) for name, value in state_dict["order"].items() if order.get(name) != value
+        }
+        if changed:
+            told = ", ".join(f"{name}: expected {old}, got {new}" for name, (old, new) in changed.items())
+            raise ValueError(f"the interrupted run's data order cannot be continued: {told}")
+        self.next_step = state_dict["next_step"]
+
+    def _order(self) -> dict[str, Any]:
+        samples = self.train_samples()
+        shares = [[source.weight, source.tasks] for source in self.sources]
+        facts = json.dumps([list(samples.data_hashes.values()), shares])
+        return {
+            "seed": self.seed,
+            "max_tokens": self.max_tokens,
+            "packs_per_step": self.packs_per_step,
+            "plan": samples.plan.hash,
+            "data": hashlib.sha256(facts.encode()).hexdigest()[:16],
+        }
+
+    def _open(self, sources: Sequence[Source]) -> SampleSet:
+        if self.plan is None:
+            raise ValueError("data: expected the model's plan, got none; link it or call set_plan first")
+        return SampleSet(sources, self.plan, self.max_tokens, self.oversize, self.cache)
+
+    def _quarantine(self, samples: SampleSet) -> Quarantine:
+        path = self.quarantine_path
+        if path is None and self.trainer is not None:
+            path = str(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
+        quarantine = Quarantine(path, samples.num_samples, self.max_quarantined)
+        quarantine.add(samples.bad)
+        return quarantine
+
+    def _ranks(self) -> tuple[int, int]:
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+
+
+class StepLoader:
+    """Iterates over steps without end, from the data module's next step on.
+
+    Args:
+        dataset: Builds steps.
+        module: Knows the next step.
+        quarantine: Takes the bad samples.
+    """
+
+    def __init__(self, dataset: StepDataset, module: PackedDataModule, quarantine: Quarantine) -> None:
+        self.dataset, self.module, self.quarantine = dataset, module, quarantine
+
+    def __iter__(self) -> Iterator[Step]:
+        first = self.module.next_step
+        loader = _loader(self.dataset, _From(first), self.module.num_workers)
+        for number, item in enumerate(loader, first):
+            step, bad = item.unpack() if isinstance(item, Parcel) else item
+            self.quarantine.add(bad)
+            self.module.next_step = number + 1
+            yield step
+
+
+class EvalLoader:
+    """Iterates over packs of all samples in a fixed order, one pack per step.
+
+    Args:
+        samples: The samples.
+        quarantine: Takes the bad ones; None raises nothing and keeps no list.
+        num_workers: Worker processes.
+        rank: This process takes packs ``rank, rank + world_size, ...``.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        quarantine: Quarantine | None = None,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        packs = plan_packs(samples.lengths, samples.max_tokens, 0, 0, shuffle=False).packs
+        self.dataset = PackDataset(samples, packs[rank::world_size])
+        self.quarantine, self.num_workers = quarantine, num_workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Step]:
+        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers):
+            step, bad = item.unpack() if isinstance(item, Parcel) else item
+            if self.quarantine is not None:
+                self.quarantine.add(bad)
+            yield step
+
+
+class _From(Sampler[int]):
+    """The numbers from ``first`` on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        number = self.first
+        while True:
+            yield number
+            number += 1
+
+
+def _loader(dataset: StepDataset | PackDataset, order: Sampler[int] | range, num_workers: int) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        collate_fn=_parcel,
+        worker_init_fn=_start_worker,
+        pin_memory=num_workers > 0 and torch.cuda.is_available(),
+        generator=torch.Generator().manual_seed(0),  # the loader would draw from the global one
+    )
+
+
+def _parcel(item: Any) -> Any:
+    return Parcel(*item) if get_worker_info() is not None else item
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)

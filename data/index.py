@@ -1,0 +1,310 @@
+"""Random access to shards: offsets in ``X.tar.idx``, rendered lengths in ``X.tar.PLANHASH.len``.
+
+Both sidecars are JSON, carry the shard's fingerprint (size and sampled content, no time stamps) and are refused when
+it has changed, or when the plan is another one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import tarfile
+import threading
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import fsspec
+
+from data.records import RecordError
+from data.render import RenderError, rendered_length
+from data.shards import BLOCK, Sample, ShardError, assemble, open_shard, split_member_name
+from models.plan import BatchPlan
+
+INDEX_VERSION = 1
+_PROBES = 64
+
+
+class StaleIndexError(ValueError):
+    """A sidecar that does not belong to its shard or to the plan; names both."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a sample lies in its shard.
+
+    Args:
+        key: The sample's key.
+        task: The record's task; "" where the record does not parse.
+        members: Member name (``json`` or ``NAME.EXT``) -> (offset of the data, size), in bytes.
+    """
+
+    key: str
+    task: str
+    members: dict[str, tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The samples of one shard, in order.
+
+    Args:
+        path: The shard.
+        fingerprint: Identifies its content.
+        entries: Its samples.
+    """
+
+    path: str
+    fingerprint: str
+    entries: tuple[Entry, ...]
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """Rendered lengths of a shard's samples under one plan.
+
+    Args:
+        tokens: Per sample; 0 for one that does not render.
+        errors: Position of such a sample -> why.
+    """
+
+    tokens: tuple[int, ...]
+    errors: dict[int, str]
+
+
+class ShardReader:
+    """Reads single samples of indexed shards without scanning; picklable, safe to use in forked workers."""
+
+    def __init__(self) -> None:
+        self._local: dict[str, int] = {}
+        self._remote: dict[str, IO[bytes]] = {}
+        self._owner = os.getpid()
+        self._lock = threading.Lock()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        ShardReader.__init__(self)
+
+    def read(self, index: ShardIndex, position: int) -> Sample:
+        """Read one sample.
+
+        Args:
+            index: The shard.
+            position: Which of its samples.
+
+        Raises:
+            StaleIndexError: If the shard does not hold the members where the index says.
+            RecordError: If the record is bad.
+        """
+        entry = index.entries[position]
+        start = min(offset for offset, _ in entry.members.values()) - BLOCK
+        end = max(offset + size for offset, size in entry.members.values())
+        data = memoryview(self._pread(index.path, start, end - start))
+        files = {}
+        for name, (offset, size) in entry.members.items():
+            header, body = data[offset - BLOCK - start : offset - start], data[offset - start : offset - start + size]
+            given = bytes(header[:100]).rstrip(b"\0").decode("utf-8", "replace")
+            if given != f"{entry.key}.{name}" or len(body) != size:
+                raise StaleIndexError(
+                    f"{index.path}: expected '{entry.key}.{name}' of {size} bytes at {offset}, got {given!r}: the "
+                    f"index is stale; delete '{index_path(index.path)}'"
+                )
+            files[name] = bytes(body)
+        return assemble(index.path, entry.key, files)
+
+    def _pread(self, path: str, start: int, size: int) -> bytes:
+        if "://" in path:
+            return self._pread_remote(path, start, size)
+        descriptor = self._local.get(path)
+        if descriptor is None:
+            descriptor = self._local[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        return os.pread(descriptor, size, start)
+
+    def _pread_remote(self, path: str, start: int, size: int) -> bytes:
+        if self._owner != os.getpid():  # a connection does not survive a fork
+            self._remote, self._owner, self._lock = {}, os.getpid(), threading.Lock()
+        with self._lock:
+            if path not in self._remote:
+                self._remote[path] = fsspec.open(path, "rb").open()
+            stream = self._remote[path]
+            stream.seek(start)
+            return stream.read(size)
+
+
+def index_path(shard: str) -> str:
+    """Where a shard's offsets lie."""
+    return f"{shard}.idx"
+
+
+def lengths_path(shard: str, plan_hash: str) -> str:
+    """Where a shard's lengths under a plan lie."""
+    return f"{shard}.{plan_hash}.len"
+
+
+def fingerprint(shard: str) -> str:
+    """The shard's size and a hash of its first, its last and evenly spaced blocks; no time stamp."""
+    with open_shard(shard) as stream:
+        size = stream.seek(0, io.SEEK_END)
+        digest = hashlib.sha256(str(size).encode())
+        blocks = size // BLOCK
+        for probe in range(_PROBES + 1):
+            stream.seek((blocks - 1) * probe // _PROBES * BLOCK)
+            digest.update(stream.read(BLOCK))
+    return f"{size}-{digest.hexdigest()[:32]}"
+
+
+def build_index(shard: str) -> ShardIndex:
+    """Scan a shard once.
+
+    Raises:
+        ShardError: If it is cut short, no tar file, or holds a member that belongs to no record.
+    """
+    members: dict[str, dict[str, tuple[int, int]]] = {}
+    tasks: dict[str, str] = {}
+    last = ""
+    with open_shard(shard) as stream:
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for info in tar:
+                    if not info.isreg():
+                        raise ShardError(f"{shard}: expected regular files only, got '{info.name}'")
+                    key, name = split_member_name(shard, info.name)
+                    if (key != last and key in members) or name in members.get(key, {}):
+                        raise ShardError(f"{shard}: expected the members of '{key}' together and once each")
+                    members.setdefault(key, {})[name] = (info.offset_data, info.size)
+                    last = key
+                    if name == "json":
+                        file = tar.extractfile(info)
+                        assert file is not None
+                        tasks[key] = _task_of(file.read())
+        except (tarfile.TarError, EOFError) as error:
+            raise ShardError(f"{shard}: expected a complete tar file, got one that breaks off: {error}") from None
+    entries = tuple(Entry(key, tasks.get(key, ""), files) for key, files in members.items())
+    return ShardIndex(shard, fingerprint(shard), entries)
+
+
+def load_index(shard: str) -> ShardIndex:
+    """Read a shard's ``.idx``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        StaleIndexError: If it belongs to another content of the shard.
+    """
+    value = _read_sidecar(index_path(shard), {"shard": fingerprint(shard)})
+    entries = tuple(
+        Entry(key, task, {name: (offset, size) for name, (offset, size) in files.items()})
+        for key, task, files in value["samples"]
+    )
+    return ShardIndex(shard, value["shard"], entries)
+
+
+def ensure_index(shard: str) -> ShardIndex:
+    """The shard's index; made and written beside it where it is missing, remade with a warning where it is stale."""
+    try:
+        return load_index(shard)
+    except FileNotFoundError:
+        pass
+    except StaleIndexError as error:
+        warnings.warn(f"{error}; making it anew", stacklevel=2)
+    index = build_index(shard)
+    samples = [[entry.key, entry.task, entry.members] for entry in index.entries]
+    _write_sidecar(index_path(shard), {"version": INDEX_VERSION, "shard": index.fingerprint, "samples": samples})
+    return index
+
+
+def measure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
+    """Rendered length of every sample; a sample that does not render has length 0 and an error."""
+    tokens, errors = list[int](), dict[int, str]()
+    for position in range(len(index)):
+        try:
+            tokens.append(rendered_length(reader.read(index, position).record, plan))
+        except (RecordError, RenderError) as error:
+            tokens.append(0)
+            errors[position] = str(error)
+    return Lengths(tuple(tokens), errors)
+
+
+def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
+    """Read a shard's ``.PLANHASH.len``.
+
+    Raises:
+        FileNotFoundError: If there is none.
+        StaleIndexError: If it was made for another plan or another content of the shard.
+    """
+    path = lengths_path(index.path, plan_hash)
+    value = _read_sidecar(path, {"shard": index.fingerprint, "plan": plan_hash})
+    tokens = tuple(value["tokens"])
+    if len(tokens) != len(index):
+        raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)}")
+    return Lengths(tokens, {int(position): text for position, text in value["errors"].items()})
+
+
+def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
+    """The shard's lengths under a plan; made where missing, remade with a warning where they are stale."""
+    try:
+        return load_lengths(index, plan.hash)
+    except FileNotFoundError:
+        pass
+    except StaleIndexError as error:
+        warnings.warn(f"{error}; making it anew", stacklevel=2)
+    lengths = measure_lengths(index, plan, reader)
+    facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "plan": plan.hash}
+    _write_sidecar(
+        lengths_path(index.path, plan.hash), {**facts, "tokens": list(lengths.tokens), "errors": lengths.errors}
+    )
+    return lengths
+
+
+def _task_of(data: bytes) -> str:
+    try:
+        task = json.loads(data)["task"]
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return task if isinstance(task, str) else ""
+
+
+def _read_sidecar(path: str, facts: dict[str, Any]) -> dict[str, Any]:
+    with fsspec.open(path, "rb") as stream:
+        data = stream.read()
+    try:
+        value = json.loads(data)
+    except ValueError as error:
+        raise StaleIndexError(f"{path}: expected JSON, got: {error}") from None
+    given = {name: value.get(name) for name in ("version", *facts)} if isinstance(value, dict) else value
+    expected = {"version": INDEX_VERSION, **facts}
+    if given != expected:
+        raise StaleIndexError(f"{path}: expected a sidecar of {expected}, got {given}")
+    return value
+
+
+def _write_sidecar(path: str, value: dict[str, Any]) -> None:
+    data = json.dumps(value, separators=(",", ":")).encode()
+    try:
+        if "://" in path:
+            with fsspec.open(path, "wb") as stream:
+                stream.write(data)
+            return
+        partial = Path(f"{path}.{os.getpid()}.part")
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
+    except OSError as error:
+        warnings.warn(f"{path}: cannot be written ({error}); the next run makes it again", stacklevel=3)
+
+
+def index_all(shards: Sequence[str]) -> list[ShardIndex]:
+    """The indices of several shards, in order."""
+    return [ensure_index(shard) for shard in shards]
