@@ -25,7 +25,6 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "models.generalist.Generalist",
         "models.language.LanguageModel",
         "models.projectors.FrameStackProjector",
-        "models.projectors.LinearProjector",
         "models.projectors.MLPProjector",
         "models.projectors.PixelShuffleProjector",
         "routers.router.MarkerRouter",

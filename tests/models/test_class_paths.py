@@ -129,3 +129,15 @@ def test_every_allowed_name_is_a_class_of_a_room() -> None:
             elif isinstance(node, ast.ImportFrom):
                 names |= {alias.asname or alias.name for alias in node.names}
         assert class_name in names, name
+
+
+def test_no_part_of_a_room_is_forgotten() -> None:
+    contracts = {"Encoder", "Head", "Projector", "Router"}
+    found = set()
+    for path in (path for room in ("encoders", "heads", "models", "routers") for path in (ROOT / room).rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.ClassDef) and contracts & {ast.unparse(base) for base in node.bases}:
+                found.add(f"{module}.{node.name}")
+    assert len(found) > 5
+    assert found - ALLOWED_CLASSES == set()
