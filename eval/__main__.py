@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: The command line without the program's name; that of the process by default.
 
     Returns:
-        The exit status: 0, 1 if samples had to be left out, 2 for an error of the user's.
+        The exit status: 0, 2 for an error of the user's, 130 when interrupted.
     """
     options = _parser().parse_args(arguments)
     try:
@@ -48,7 +48,8 @@ def _predict(options: argparse.Namespace) -> int:
         device=options.device,
     )
     benchmarks = quickstart_benchmarks(options.data, options.split, names)
-    return 1 if predict(options.checkpoint, benchmarks, options.out, asking) else 0
+    predict(options.checkpoint, benchmarks, options.out, asking)
+    return 0
 
 
 def _score(options: argparse.Namespace) -> int:

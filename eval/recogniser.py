@@ -20,7 +20,7 @@ from torch import Tensor
 from data.quickstart.scenes import CANVAS_SIZE, COLOURS, draw_canvas, paint_scan, scan_split, tight_box
 
 SIDE = 16
-RENDERINGS_PER_SCAN = 8
+RENDERINGS_PER_SCAN = 4
 NUM_CHECKS = 600
 EDIT_MARGIN = 2
 EDIT_TOLERANCE = 8.0
