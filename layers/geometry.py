@@ -83,7 +83,7 @@ class GeometricTransform:
 
     def invert_boxes(self, boxes_xyxy: Sequence[Box] | Tensor) -> Tensor:
         """Map input-frame boxes (N, 4) back to original pixels, clipped to the raster."""
-        boxes = torch.as_tensor(boxes_xyxy).to(torch.float64).reshape(-1, 4)
+        boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
         scale, shift = self._affine(boxes)
         width, height = self.original_size
         limit = boxes.new_tensor([width, height, width, height])

@@ -185,7 +185,7 @@ class Grammar:
             ends[Symbol("close", task.name)] = self.OUTSIDE
         for payload, length in (("regions", 4), ("time_spans", 2), ("nodes", 1), ("results", 1)):
             if payload in task.payload:
-                ends[Symbol("marker", payload)] = self._grounding(task, payload, length, grounded)  # type: ignore[arg-type]
+                ends[Symbol("marker", payload)] = self._grounding(task, payload, length, grounded)
         self.nodes[grounded].arcs = dict(ends)
         self.nodes[start].arcs = {**ends, TEXT: start} if "prompt" in task.payload else dict(ends)
         self.nodes[self.OUTSIDE].arcs[Symbol("open", task.name)] = start

@@ -226,7 +226,7 @@ class CallParser:
         queries = self._vocabulary.table[draft.task].link == "queries"
         call = Call(
             task=draft.task,
-            prompt=self._vocabulary.tokenizer.decode(draft.prompt_ids, clean_up_tokenization_spaces=False).strip(),
+            prompt=self._vocabulary.decode_text(draft.prompt_ids).strip(),
             groundings=tuple(draft.groundings),
             token_span=span,
             state_positions=tuple(draft.positions[1:] if queries else draft.positions),

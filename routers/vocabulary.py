@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
@@ -73,6 +74,10 @@ class Vocabulary:
         """Ids of plain text; text that looks like a control token stays ordinary text."""
         encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
         return cast(list[int], encoded["input_ids"])
+
+    def decode_text(self, token_ids: Sequence[int]) -> str:
+        """The text of token ids as it stands; the inverse of :meth:`encode_text` for tokenizers that lose nothing."""
+        return cast(str, self.tokenizer.decode(list(token_ids), clean_up_tokenization_spaces=False))
 
 
 def task_tokens(table: TaskTable) -> list[str]:

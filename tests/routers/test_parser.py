@@ -276,7 +276,7 @@ def replies(vocabulary) -> st.SearchStrategy[list[int]]:
     return st.one_of(chunks.map(lambda parts: [i for part in parts for i in part]), st.lists(token, max_size=40))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data())
 def test_no_reply_raises_or_loses_a_token(any_vocabulary, data):
     ids = data.draw(replies(any_vocabulary))
