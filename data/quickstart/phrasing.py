@@ -72,7 +72,7 @@ PHRASINGS: dict[str, Phrasings] = {
             "which colour does the {digit} have?",
             "tell me the colour of the {digit}.",
             "name the colour of the {digit}.",
-            "what is the {digit}'s colour?",
+            "tell me which colour the {digit} has.",
         ),
         ("what is the colour of the {digit}?",),
         ("which colour is the {digit}?", "what colour does the {digit} have?"),
@@ -286,7 +286,10 @@ PHRASINGS: dict[str, Phrasings] = {
             "tell me: does the first module import the second?",
         ),
         ("does the first import the second?",),
-        ("is there an import of the second module by the first?", "is it true that the first module imports the second?"),
+        (
+            "is there an import of the second module by the first?",
+            "is it true that the first module imports the second?",
+        ),
     ),
     "match": Phrasings(
         (

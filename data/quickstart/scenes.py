@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 from PIL import Image
@@ -132,7 +133,9 @@ def _tint(colour: str, rng: np.random.Generator) -> tuple[float, float, float]:
     return red, green, blue
 
 
-def muted_background(size: int, rng: np.random.Generator, kinds: Sequence[str] = ("flat", "gradient", "noise")) -> np.ndarray:
+def muted_background(
+    size: int, rng: np.random.Generator, kinds: Sequence[str] = ("flat", "gradient", "noise")
+) -> np.ndarray:
     """A dark background of little saturation, (size, size, 3) float in 0..255."""
     base = rng.uniform(12, 62) + rng.uniform(-10, 10, 3)
     kind = kinds[int(rng.integers(len(kinds)))]
@@ -149,7 +152,9 @@ def muted_background(size: int, rng: np.random.Generator, kinds: Sequence[str] =
     return np.clip(canvas, 0, 90).astype(np.float32)
 
 
-def paint_scan(scan: int, canvas: int, centre: tuple[float, float], size: float, rng: np.random.Generator) -> np.ndarray:
+def paint_scan(
+    scan: int, canvas: int, centre: tuple[float, float], size: float, rng: np.random.Generator
+) -> np.ndarray:
     """Enlarge a scan onto an empty canvas, slightly turned.
 
     Args:
@@ -222,7 +227,7 @@ def _place(below: list[Digit], top: Digit) -> list[Digit] | None:
         settled.append(replace(item, mask=mask, box_xyxy=box))
     settled.append(top)
     centres = sorted(item.centre_x for item in settled)
-    close = any(after - before < _CENTRE_GAP for before, after in zip(centres, centres[1:], strict=False))
+    close = any(after - before < _CENTRE_GAP for before, after in pairwise(centres))
     return None if close else settled
 
 

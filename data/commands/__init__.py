@@ -1,0 +1,1 @@
+"""The subcommands of ``python -m data``: each module has ``HELP``, ``configure(parser)`` and ``run(args)``."""
