@@ -35,7 +35,7 @@ def validate_config(config: Mapping[str, Any], extra_classes: Iterable[str] = ()
 def build_generalist(config: Mapping[str, Any], extra_classes: Iterable[str] = ()) -> Generalist:
     """Build a Generalist from its configuration; arguments and errors as in :func:`validate_config`."""
     typed = validate_config(config, extra_classes)
-    generalist = _parser().instantiate_classes(typed)["generalist"]
+    generalist = _parser().instantiate(typed)["generalist"]
     assert isinstance(generalist, Generalist)
     return generalist
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-from routers.router import MarkerRouter, Router
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
@@ -22,6 +21,7 @@ from models.language import LanguageModel
 from models.plan import BatchPlan
 from models.projectors import Projector
 from models.token_loss import linear_cross_entropy, supervised_rows
+from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
 from routers.vocabulary import Vocabulary
 
@@ -190,7 +190,7 @@ class Generalist(nn.Module):
             if calls:
                 losses[name] = self._head_loss(name, calls, states, batch, encoded)
         if self.training:
-            losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._untouched(batch, losses)
+            losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._touch_all()
         return losses
 
     def step(
@@ -236,14 +236,9 @@ class Generalist(nn.Module):
         predictions = head(head_states, lengths, self.head_contexts(calls, batch.media, encoded))
         return head.loss(predictions, [item.target for item in calls])
 
-    def _untouched(self, batch: Batch, losses: Mapping[str, LossTerm]) -> Tensor:
-        parts: list[nn.Module] = []
-        for kind in self.encoders:
-            if kind not in batch.media:
-                parts += [self.encoders[kind], self.projectors[kind]]
-        parts += [self.heads[name] for name in self.heads if name not in losses]
-        parameters = [p for part in parts for p in part.parameters() if p.requires_grad]
-        zeros = [parameter.reshape(-1)[:1].sum() * 0 for parameter in parameters]
+    def _touch_all(self) -> Tensor:
+        """A zero that depends on every trainable parameter, whatever the pack holds."""
+        zeros = [p.reshape(-1)[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
         return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
 
     def _to_float_dtype(self, value: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ def set_trainable(module: nn.Module, patterns: Iterable[str]) -> None:
         if not any(pattern.search(name) for name in names):
             raise ValueError(f"trainable: pattern '{pattern.pattern}' matches no parameter, such as {names[:3]}")
     for name, parameter in module.named_parameters():
-        parameter.requires_grad_(any(pattern.search(name) for pattern in compiled))
+        if parameter.requires_grad:  # what its own module holds fixed (Whisper's positions) stays fixed
+            parameter.requires_grad_(any(pattern.search(name) for pattern in compiled))
 
 
 def parameter_groups(

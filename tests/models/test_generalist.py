@@ -1,0 +1,100 @@
+"""The Generalist over packs: mixtures of modalities, exactness of packing with media, loss normalisation."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from data.packing import pack
+from models.generalist import Generalist
+from tests.tiny import SAMPLES, rendered, tiny_generalist
+
+
+@pytest.fixture(scope="module")
+def generalist(tmp_path_factory: pytest.TempPathFactory) -> Generalist:
+    return tiny_generalist(tmp_path_factory.mktemp("tiny"))
+
+
+def gradients(model: Generalist) -> dict[str, torch.Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def total(losses: dict, scale: dict[str, float]) -> torch.Tensor:
+    return torch.stack([term.total / scale[name] for name, term in losses.items()]).sum()
+
+
+@pytest.mark.parametrize("names", [[name] for name in SAMPLES] + [list(SAMPLES)], ids=lambda names: "+".join(names))
+def test_every_mixture_trains(generalist: Generalist, names: list[str]) -> None:
+    plan = generalist.plan()
+    batch = pack([rendered(name, plan) for name in names], plan)
+    generalist.train().zero_grad()
+    losses = generalist(batch)
+    assert {name: term.count for name, term in losses.items()} == {k: v for k, v in batch.counts.items() if v}
+    total(losses, {name: term.count for name, term in losses.items()}).backward()
+    for name, parameter in generalist.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        assert parameter.grad is not None, f"{name} took no part: ranks with other modalities would hang"
+        assert parameter.grad.isfinite().all(), name
+    for head in losses.keys() - {"token"}:
+        assert any(p.grad.abs().sum() > 0 for p in generalist.heads[head].parameters()), head
+
+
+def test_packed_equals_single_samples(tmp_path: Path) -> None:
+    model = tiny_generalist(tmp_path).double().train()
+    plan = model.plan()
+    samples = [rendered(name, plan) for name in SAMPLES if name not in ("draw", "edit", "two")]  # those draw noise
+    packed = pack(samples, plan)
+    counts = {name: float(count) for name, count in packed.counts.items()}
+    losses = model(packed)
+    total(losses, counts).backward()
+    together = gradients(model)
+
+    model.zero_grad()
+    for item in samples:
+        total(model(pack([item], plan)), counts).backward()
+    apart = gradients(model)
+    for name, gradient in together.items():
+        torch.testing.assert_close(gradient, apart[name], rtol=1e-9, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_batch_size_does_not_change_the_features(generalist: Generalist) -> None:
+    plan = generalist.plan()
+    generalist.eval()
+    samples = [rendered(name, plan, seed) for seed, name in enumerate(("box", "audio", "link", "mask", "audio"))]
+    together = generalist.encode_media(pack(samples, plan).media)
+    seen = dict.fromkeys(together, 0)
+    for item in samples:
+        for kind, alone in generalist.encode_media(pack([item], plan).media).items():
+            length = alone.projected.shape[0]
+            part = together[kind].projected[seen[kind] : seen[kind] + length]
+            torch.testing.assert_close(part, alone.projected, rtol=1e-5, atol=1e-5)
+            seen[kind] += length
+
+
+def test_queries_carry_gradient_and_their_labels_are_not_learned(generalist: Generalist) -> None:
+    plan = generalist.plan()
+    batch = pack([rendered("draw", plan)], plan)
+    ids = plan.vocabulary.query_ids["draw"]
+    at_queries = torch.isin(batch.input_ids[0], torch.tensor(ids))
+    assert at_queries.sum() == len(ids)
+    assert (batch.labels[0][at_queries] == -100).all()
+    generalist.train().zero_grad()
+    generalist(batch)["image"].total.backward()
+    queries = generalist.heads["image"].queries
+    assert (queries.grad.abs().sum(dim=1) > 0).all()
+
+
+def test_a_missing_encoder_is_named(generalist: Generalist) -> None:
+    plan = generalist.plan()
+    media = pack([rendered("audio", plan)], plan).media
+    with pytest.raises(ValueError, match="no encoder for 'video'"):
+        generalist.encode_media({"video": media["audio"]})
+
+
+def test_frozen_parts_stay_in_eval(tmp_path: Path) -> None:
+    model = tiny_generalist(tmp_path)
+    model.encoders["audio"].requires_grad_(False)
+    model.train()
+    assert not model.encoders["audio"].training
+    assert model.encoders["image"].training and model.language_model.training

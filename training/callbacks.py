@@ -1,0 +1,87 @@
+"""Callbacks: a resume point, and how fast useful tokens go through."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, Checkpoint
+
+from layers.batch import Step
+
+LAST_CHECKPOINT = "last.ckpt"
+
+
+class ResumePoint(Checkpoint):
+    """Write ``last.ckpt`` into the trainer's root every so many steps, replacing it only when the new one is whole.
+
+    Args:
+        every_n_steps: Optimizer steps between two of them.
+    """
+
+    def __init__(self, every_n_steps: int = 200) -> None:
+        self.every_n_steps = every_n_steps
+        self._saved_step = -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Save where a step ended, so that a file never holds half a step."""
+        step = trainer.global_step
+        if step % self.every_n_steps == 0 and step != self._saved_step and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            self._saved_step = step
+            last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
+            partial = last.with_suffix(".partial")
+            trainer.save_checkpoint(partial)
+            if trainer.is_global_zero:
+                os.replace(partial, last)
+
+
+class Throughput(Callback):
+    """Log useful tokens per second, the share of time spent waiting for data, and quarantined samples.
+
+    Args:
+        every_n_steps: Steps over which the figures are averaged.
+    """
+
+    def __init__(self, every_n_steps: int = 20) -> None:
+        self.every_n_steps = every_n_steps
+        self._begin()
+        self._batch_ended: float | None = None
+        self._quarantined = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Count the time since the last step ended as waiting for data."""
+        if self._batch_ended is not None:
+            self._waited += time.perf_counter() - self._batch_ended
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Count tokens, and log every so many steps."""
+        if isinstance(batch, Step):
+            self._tokens += sum(sum(pack.segment_lengths) for pack in batch.packs)
+            self._quarantined += batch.quarantined
+        self._steps += 1
+        if self._steps == self.every_n_steps:
+            elapsed = time.perf_counter() - self._started
+            pl_module.log_dict(
+                {
+                    "speed/useful_tokens_per_second": self._tokens / elapsed,
+                    "speed/steps_per_second": self._steps / elapsed,
+                    "speed/data_wait": self._waited / elapsed,
+                    "data/quarantined": float(self._quarantined),
+                }
+            )
+            self._begin()
+        self._batch_ended = time.perf_counter()
+
+    def _begin(self) -> None:
+        self._started = time.perf_counter()
+        self._tokens = self._steps = 0
+        self._waited = 0.0

@@ -1,0 +1,41 @@
+"""The command line of ``train.py``: Lightning's own, with a run folder that resumes and keeps its logs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from training.callbacks import LAST_CHECKPOINT
+
+
+def _plan(model: LightningModule) -> Any:
+    plan = getattr(model, "plan", None)
+    return plan() if plan is not None else None
+
+
+class TrainCLI(LightningCLI):
+    """A fit logs to TensorBoard and CSV under its root, and resumes from ``last.ckpt`` there unless told otherwise."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The data module renders for the model that it feeds."""
+        parser.link_arguments("model", "data.init_args.plan", compute_fn=_plan, apply_on="instantiate")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Log to both by default; a resumed run adds a version instead of overwriting."""
+        config = self.config_init[str(self.subcommand)]["trainer"] if self.subcommand else self.config_init["trainer"]
+        if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
+            root = config.get("default_root_dir") or "."
+            kwargs["logger"] = [TensorBoardLogger(root, name="logs"), CSVLogger(root, name="logs")]
+        return super().instantiate_trainer(**kwargs)
+
+    def before_fit(self) -> None:
+        """Continue an interrupted run."""
+        last = Path(self.trainer.default_root_dir) / LAST_CHECKPOINT
+        config = self.config_init[str(self.subcommand)]
+        if last.is_file() and not config.get("ckpt_path") and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            config["ckpt_path"] = str(last)
+            print(f"resuming from {last}")
