@@ -56,7 +56,7 @@ def _score(options: argparse.Namespace) -> int:
     from eval.score import score_files, score_table, write_scores
 
     scores = score_files(options.files, options.data)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 160)
     console.print(score_table(scores))
     if options.out:
         write_scores(scores, options.out)

@@ -1,7 +1,7 @@
 """Controls: the same evaluation with something taken away, named alike everywhere.
 
 ``blind`` removes the media, ``shuffled`` gives each sample another sample's media, ``zeroed`` zeroes encoded features
-(for the language model and for the heads), ``random_weights`` asks a model of the same configuration that was never
+(for the language model and for the heads, with the inputs that heads read beside them), ``random_weights`` asks a model of the same configuration that was never
 trained, and ``constant`` (no model at all, see :meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best
 single answer of the validation split.
 """
@@ -19,6 +19,7 @@ import yaml
 from data.records import MEDIA_TYPES, Message
 from data.shards import Sample
 from inference.conversation import Conversation
+from layers.calls import MediaFeatures
 from models.build import build_generalist
 from models.checkpoint import CONFIG, TASKS, TOKENIZER, declared_bases
 from models.generalist import EncodedMedia, Generalist
@@ -42,6 +43,17 @@ def zeroed(encoded: dict[str, EncodedMedia]) -> dict[str, EncodedMedia]:
         kind: replace(item, features=torch.zeros_like(item.features), projected=torch.zeros_like(item.projected))
         for kind, item in encoded.items()
     }
+
+
+def zeroed_for_heads(media: MediaFeatures) -> MediaFeatures:
+    """What heads see of a media item with its encoder inputs gone too: black pixels, no node texts, no edges.
+
+    Features are zeros already, see :func:`zeroed`; some heads also read the encoder's inputs or the original.
+    """
+    inputs = {
+        name: value[:, :0] if name == "edge_index" else torch.zeros_like(value) for name, value in media.inputs.items()
+    }
+    return replace(media, inputs=inputs, load_original=None)
 
 
 def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:

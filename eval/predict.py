@@ -17,7 +17,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from data.media import MediaError, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
-from eval.controls import PREDICTED_CONTROLS, blind, media_donors, random_generalist, swap_media, zeroed
+from eval.controls import (
+    PREDICTED_CONTROLS,
+    blind,
+    media_donors,
+    random_generalist,
+    swap_media,
+    zeroed,
+    zeroed_for_heads,
+)
 from eval.log import Header, PredictionLog
 from eval.prediction import Prediction, predicted
 from inference.conversation import Conversation, Reply
@@ -95,7 +103,8 @@ class Asker:
         if not conversations:
             return []
         try:
-            return list(self.session.generate(conversations, self._feature_transform))
+            blank = zeroed_for_heads if self.control == "zeroed" else None
+            return self.session.generate(conversations, self._feature_transform, head_media_transform=blank)
         except ValueError as error:
             if len(conversations) == 1:
                 return [str(error)]

@@ -111,9 +111,9 @@ def verdict(metric: str, entry: Mapping[str, Any]) -> tuple[str, bool | None]:
 def score_table(scores: Scores) -> Table:
     """The scores against their controls."""
     table = Table(title="Free-running scores against controls")
-    table.add_column("metric")
-    for name in ("value", "± s.e.", "n", "meant to reach", *CONTROLS, "constrained"):
-        table.add_column(name.replace("random_weights", "random"), justify="right")
+    table.add_column("metric", no_wrap=True)
+    for name in ("value ± s.e.", "n", "meant to reach", *CONTROLS, "constrained"):
+        table.add_column(name.replace("random_weights", "random"), justify="right", no_wrap=True)
     for metric, entry in scores.items():
         words, met = verdict(metric, entry)
         colour = {True: "green", False: "red", None: "default"}[met]
@@ -126,8 +126,7 @@ def score_table(scores: Scores) -> Table:
         constrained = entry.get("constrained")
         table.add_row(
             metric,
-            f"[{colour}]{entry['value']:.4f}[/{colour}]",
-            _number(entry["stderr"]),
+            f"[{colour}]{_number(entry['value'])}[/{colour}] ± {_number(entry['stderr'])}",
             n,
             words,
             *controls,
@@ -191,4 +190,4 @@ def _estimate(score: Score) -> dict[str, Any]:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.4f}"
+    return "-" if value is None else f"{value:.3f}"
