@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from demos.render import draw_boxes, overlay_mask, to_pil
-from inference.conversation import Conversation, Reply
+from inference.conversation import Conversation, HeadError, Reply
 from inference.files import read_audio, read_graph, read_image
 from inference.session import Session
 from layers.calls import (
@@ -210,12 +210,15 @@ def show(reply: Reply, files: dict[int, list[Path]], console: Console) -> None:
     """Print a reply, its calls with their results and files, and what went wrong."""
     console.print(Text(reply.text or "(no text)", style="bold" if reply.text else "dim"))
     if reply.calls:
-        table = Table("call", "prompt", "grounding", "result", "files")
+        table = Table("", "call", "prompt", "grounding", "result", "files")
         for index, (call, result) in enumerate(zip(reply.calls, reply.results, strict=True)):
-            table.add_row(*(Text(cell) for cell in _cells(call, result, files.get(index, []))))
+            table.add_row(
+                str(index), *(Text(cell, overflow="fold") for cell in _cells(call, result, files.get(index, [])))
+            )
         console.print(table)
     for error in reply.errors:
-        console.print(Text(f"{error.kind}: {error.message}", style="yellow"))
+        what = f"call {error.call_index} ({error.task})" if isinstance(error, HeadError) else error.kind
+        console.print(Text(f"{what}: {error.message}", style="yellow"))
     if reply.finish_reason == "length":
         console.print(Text("the reply was cut at --max-new-tokens", style="yellow"))
     console.print(Text(reply.raw_text, style="dim"))

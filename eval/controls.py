@@ -1,14 +1,14 @@
 """Controls: the same evaluation with something taken away, named alike everywhere.
 
 ``blind`` removes the media, ``shuffled`` gives each sample another sample's media, ``zeroed`` zeroes encoded features
-(for the language model and for the heads, with the inputs that heads read beside them), ``random_weights`` asks a model of the same configuration that was never
-trained, and ``constant`` (no model at all, see :meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best
-single answer of the validation split.
+(for the language model and for the heads, with the inputs that heads read beside them), ``random_weights`` asks a
+model of the same configuration that was never trained, and ``constant`` (no model at all, see
+:meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best single answer of the validation split.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,11 +119,6 @@ def random_generalist(checkpoint: str | Path, seed: int = 0) -> Generalist:
     if bases:
         raise ValueError(f"random_weights: expected a model without pretrained parts, got bases for {sorted(bases)}")
     return generalist
-
-
-def names_of(controls: Mapping[str, str]) -> tuple[str, ...]:
-    """The predicted controls that are not in a mapping of reasons against them."""
-    return tuple(name for name in PREDICTED_CONTROLS if name not in controls)
 
 
 def _kinds(sample: Sample) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import CallParser, Parsed
 
 FeatureTransform = Callable[[dict[str, EncodedMedia]], dict[str, EncodedMedia]]
+HeadMediaTransform = Callable[[MediaFeatures], MediaFeatures]
 _BATCHES_PER_WINDOW = 16
 
 
@@ -88,6 +89,7 @@ class Session:
         conversations: Sequence[Conversation],
         feature_transform: FeatureTransform | None = None,
         progress: Callable[[int], None] | None = None,
+        head_media_transform: HeadMediaTransform | None = None,
     ) -> list[Reply]:
         """Answer conversations, batched by length, in the order given.
 
@@ -96,6 +98,8 @@ class Session:
             feature_transform: Replaces the encoded media of every batch before they enter the language model and the
                 heads; the zeroed control.
             progress: Called with the number of replies that a batch has added.
+            head_media_transform: Replaces what heads see of each media item, encoder inputs included (some heads look
+                at pixels or node texts); applied after ``feature_transform``.
 
         Returns:
             One reply per conversation.
@@ -118,7 +122,7 @@ class Session:
                 for first in range(0, len(rendered), self.batch_size):
                     batch = rendered[first : first + self.batch_size]
                     sources = [conversations[index] for index, _ in batch]
-                    answered = self._answer(batch, sources, feature_transform, seconds)
+                    answered = self._answer(batch, sources, (feature_transform, head_media_transform), seconds)
                     replies.update(zip((index for index, _ in batch), answered, strict=True))
                     if progress is not None:
                         progress(len(batch))
@@ -128,12 +132,14 @@ class Session:
         self,
         batch: Sequence[tuple[int, Rendered]],
         conversations: Sequence[Conversation],
-        feature_transform: FeatureTransform | None,
+        transforms: tuple[FeatureTransform | None, HeadMediaTransform | None],
         render_seconds: float,
     ) -> list[Reply]:
         clock = _Clock()
         rendered = [item for _, item in batch]
-        prompts, media = self._encode(rendered, conversations, feature_transform)
+        prompts, media = self._encode(rendered, conversations, transforms[0])
+        if transforms[1] is not None:
+            media = [[transforms[1](item) for item in items] for items in media]
         encode_seconds = clock.lap()
         available = [self.plan.tasks.available([item.kind for item in items]) for items in media]
         decoded = self._decode(prompts, available, [index for index, _ in batch])

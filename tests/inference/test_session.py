@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -224,6 +226,22 @@ def test_the_feature_transform_changes_what_the_model_sees(generalist):
     assert session.generate(asked, feature_transform=unchanged)[0].token_ids == plain
     assert session.generate(asked, feature_transform=zeroed)[0].token_ids != plain
     assert seen == [{"image": 1}]
+
+
+def test_the_head_media_transform_changes_what_heads_see_and_nothing_else(generalist):
+    asked = [Conversation.ask("where?", images=[IMAGE])]
+    ids = written(generalist, Call("ground", "red 7", (Region((0.25, 0.25, 0.5, 0.75)),)))
+    session = scripted(generalist, asked, ids)
+
+    def black(media):
+        return replace(media, inputs={name: torch.zeros_like(value) for name, value in media.inputs.items()})
+
+    (plain,) = session.generate(asked)
+    (dark,) = session.generate(asked, head_media_transform=black)
+    (_, _, [before]), (_, _, [after]) = generalist.heads["boxes"].rounds
+    assert before.image.inputs["pixel_values"].any() and not after.image.inputs["pixel_values"].any()
+    assert torch.equal(before.image.features, after.image.features)
+    assert torch.equal(before.image.load_original(), IMAGE) and plain.token_ids == dark.token_ids
 
 
 def test_progress_counts_every_reply_and_the_mode_is_restored(generalist):
