@@ -118,18 +118,18 @@ class Reading:
     Args:
         query: (n, width) the states after looking at the features.
         values: (n, N, width) projected features.
-        heat: (n, N) logits of how relevant each feature is to the query; -inf at padding.
+        keys: (n, N, width) the same with positions.
         mask: (n, N) True at real features, None when all are real.
     """
 
     query: Tensor
     values: Tensor
-    heat: Tensor
+    keys: Tensor
     mask: Tensor | None
 
 
 class StateReader(nn.Module):
-    """Hidden states as queries over ragged features: cross-attention layers, then a dot-product relevance map.
+    """Hidden states as queries over ragged features: a few cross-attention layers.
 
     Args:
         state_size: Width of the language model's states.
@@ -148,8 +148,6 @@ class StateReader(nn.Module):
         self.feature_projection = nn.Sequential(nn.LayerNorm(feature_size), nn.Linear(feature_size, width))
         self.layers = nn.ModuleList(CrossAttention(width, num_heads) for _ in range(num_layers))
         self.norm = nn.LayerNorm(width)
-        self.heat_query = nn.Linear(width, width)
-        self.heat_key = nn.Linear(width, width)
 
     def forward(
         self,
@@ -176,7 +174,23 @@ class StateReader(nn.Module):
         for layer in self.layers:
             queries = layer(queries, keys, keys, mask)
         query = masked_mean(self.norm(queries), state_mask)
-        heat = torch.einsum("nd,nkd->nk", self.heat_query(query), self.heat_key(keys)) / math.sqrt(self.width)
-        if mask is not None:
-            heat = heat.masked_fill(~mask, float("-inf"))
-        return Reading(query, values, heat, mask)
+        return Reading(query, values, keys, mask)
+
+
+class Relevance(nn.Module):
+    """How relevant each feature is to what a :class:`StateReader` read: a scaled dot product.
+
+    Args:
+        width: The reader's width.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(width, width)
+
+    def forward(self, reading: Reading) -> Tensor:
+        """Compute (n, N) logits, -inf at padding."""
+        keys = self.key(reading.keys)
+        logits = torch.einsum("nd,nkd->nk", self.query(reading.query), keys) / math.sqrt(keys.shape[-1])
+        return logits if reading.mask is None else logits.masked_fill(~reading.mask, float("-inf"))

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from heads.attend import StateReader, grid_centres, pad_ragged, perceptron, required_states
+from heads.attend import Relevance, StateReader, grid_centres, pad_ragged, perceptron, required_states
 from layers.calls import BoxesResult, HeadContext, Result
 from layers.head import Head, HeadTarget, LossTerm
 from layers.layout import ItemLayout
@@ -93,6 +93,7 @@ class BoxHead(Head):
     ) -> None:
         super().__init__()
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
+        self.relevance = Relevance(width)
         self.query_bias = nn.Linear(width, width)
         self.vote = perceptron(width, width, 4)
         self.l1_weight, self.giou_weight, self.heat_weight = l1_weight, giou_weight, heat_weight
@@ -109,7 +110,7 @@ class BoxHead(Head):
         centres, _ = pad_ragged([grid_centres(rows, columns, states) for rows, columns in grids])
         votes = self.vote(reading.values + self.query_bias(reading.query)[:, None]).float()
         boxes = torch.cat([centres + votes[..., :2].tanh(), votes[..., 2:].sigmoid()], dim=-1)
-        heat = reading.heat.float().log_softmax(dim=-1)
+        heat = self.relevance(reading).float().log_softmax(dim=-1)
         return BoxPredictions(torch.einsum("nk,nkc->nc", heat.exp(), boxes), heat, centres)
 
     def loss(self, predictions: BoxPredictions, targets: Sequence[HeadTarget]) -> LossTerm:

@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers.models.unets.unet_2d import UNet2DModel
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
 from heads.attend import group_indices, pad_ragged, perceptron, required_states
@@ -143,7 +144,7 @@ class FlowImageHead(Head):
             block_out_channels=tuple(channels),
             layers_per_block=1,
             norm_num_groups=8,
-            attention_head_dim=32,
+            attention_head_dim=8,
             resnet_time_scale_shift="scale_shift",
             class_embed_type="identity",
         )
@@ -253,10 +254,7 @@ class FlowImageHead(Head):
             return image, torch.ones_like(image[0])
         source = maps[:3]
         if "edited" not in target or target["edited"].shape != source.shape:
-            canvas = f"{source.shape[2]}x{source.shape[1]}"
-            raise ValueError(
-                f"an edit's target must have its source image's size (input frame {canvas}), it has another"
-            )
+            raise ValueError("the target of an edit must have the original size of the image that it edits")
         image = torch.where(target["window"], target["edited"].to(source), source)
         changed = (image - source).abs().amax(dim=0) > 0.05
         return image, 1 + self.change_weight * changed
@@ -280,9 +278,9 @@ class FlowImageHead(Head):
     def _noise(self, context: HeadContext, size: Sequence[int]) -> Tensor:
         """Noise (3, H, W) that depends on the seed and the call only, whatever else is decoded with it."""
         call = context.call
-        words = f"{call.task}|{call.prompt}|{call.boxes_xyxy}".encode()
         seed = int(context.parameters.get("seed", self.seed))
-        generator = torch.Generator().manual_seed(zlib.crc32(words) ^ seed << 32)
+        words = f"{seed}|{call.task}|{call.prompt}|{call.boxes_xyxy}".encode()
+        generator = torch.Generator().manual_seed(zlib.crc32(words))
         return torch.randn(3, *size, generator=generator)
 
 

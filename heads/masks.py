@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.attend import StateReader, group_indices, perceptron, required_states
+from heads.attend import Relevance, StateReader, group_indices, perceptron, required_states
 from layers.calls import HeadContext, MaskResult, MediaFeatures, Result
 from layers.head import Head, HeadTarget, LossTerm
 from layers.layout import ItemLayout
@@ -148,6 +148,7 @@ class MaskHead(Head):
         if len(channels) != 3 or any(count % 4 for count in channels):
             raise ValueError(f"channels must be three multiples of 4, got {list(channels)}")
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
+        self.relevance = Relevance(width)
         self.decoder = PixelDecoder(width, channels)
         self.bce_weight, self.dice_weight = bce_weight, dice_weight
         self.target_processor = MaskTargetProcessor()
@@ -167,7 +168,7 @@ class MaskHead(Head):
                 [(rows, columns)] * len(group),
             )
             features = reading.values.transpose(1, 2).unflatten(-1, (rows, columns))
-            heat = reading.heat.sigmoid().unflatten(-1, (rows, columns))[:, None]
+            heat = self.relevance(reading).sigmoid().unflatten(-1, (rows, columns))[:, None]
             pixels = torch.stack([images[i].inputs["pixel_values"] for i in group]).to(features.dtype)
             logits.update(zip(group, self.decoder(features, heat, reading.query, pixels), strict=True))
         return [logits[i] for i in range(len(contexts))]

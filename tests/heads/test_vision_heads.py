@@ -1,0 +1,182 @@
+"""Boxes, masks and images: frames, losses against independent formulas, and refused targets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from heads.attend import Relevance, StateReader
+from heads.boxes import BoxHead, BoxPredictions, BoxTargetProcessor
+from heads.image import FlowConditions, FlowImageHead, ImageTargetProcessor
+from heads.masks import MaskHead, MaskTargetProcessor
+from layers.calls import BoxesResult, Call, HeadContext, ImageResult, MaskResult, MediaFeatures, Region
+from layers.geometry import GeometricTransform
+from layers.layout import ItemLayout
+
+LETTERBOX = GeometricTransform.letterbox((96, 48), (64, 64))
+LAYOUT = ItemLayout((16, 16), (96, 48), LETTERBOX)
+
+
+def context(task: str = "ground", transform: GeometricTransform = LETTERBOX, **media: Any) -> HeadContext:
+    layout = ItemLayout((16, 16), transform.original_size, transform)
+    pixels = media.pop("pixels", torch.zeros(3, 64, 64))
+    item = MediaFeatures("image", torch.randn(256, 8), layout, {"pixel_values": pixels}, **media)
+    return HeadContext(Call(task, "blue", (Region((0.25, 0.25, 0.5, 0.5)),)), [item])
+
+
+def test_a_box_survives_target_processing_and_decoding_of_a_letterboxed_image() -> None:
+    box = (10.0, 5.0, 70.0, 40.0)
+    target = BoxTargetProcessor()(box, [LAYOUT])["boxes_xyxy"]
+    x1, y1, x2, y2 = target.tolist()
+    cxcywh = torch.tensor([[(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]])
+    predictions = BoxPredictions(cxcywh, torch.zeros(1, 4).log_softmax(-1), torch.rand(1, 4, 2))
+    result = BoxHead(8, 8, width=8).decode(predictions, [context()])[0]
+    assert isinstance(result, BoxesResult)
+    assert result.boxes_xyxy[0] == pytest.approx(box, abs=1e-3)
+
+
+def test_the_box_loss_is_five_l1_two_giou_and_the_attention_outside() -> None:
+    predictions = BoxPredictions(
+        torch.tensor([[0.25, 0.5, 0.5, 1.0]]),  # the left half of the frame
+        torch.tensor([[0.7, 0.1, 0.2]]).log(),
+        torch.tensor([[[0.6, 0.5], [0.9, 0.5], [0.1, 0.5]]]),
+    )
+    term = BoxHead(8, 8, width=8).loss(predictions, [{"boxes_xyxy": torch.tensor([0.25, 0.0, 0.75, 1.0])}])
+    assert float(term.parts["l1"]) == pytest.approx(0.25)
+    assert float(term.parts["giou"]) == pytest.approx(1 - 1 / 3, abs=1e-5)  # the hull is the union
+    assert float(term.parts["heat"]) == pytest.approx(-torch.tensor(0.7).log().item())
+    assert float(term.total) == pytest.approx(5 * 0.25 + 2 * 2 / 3 - torch.tensor(0.7).log().item(), abs=1e-5)
+
+
+def test_a_box_that_holds_no_feature_pulls_the_nearest_real_one() -> None:
+    heat = torch.tensor([[0.5, 0.5, 0.0]]).log()  # the third feature is padding
+    predictions = BoxPredictions(torch.full((1, 4), 0.1), heat, torch.tensor([[[0.3, 0.3], [0.9, 0.9], [0.0, 0.0]]]))
+    term = BoxHead(8, 8, width=8).loss(predictions, [{"boxes_xyxy": torch.tensor([0.0, 0.0, 0.01, 0.01])}])
+    assert float(term.parts["heat"]) == pytest.approx(-torch.tensor(0.5).log().item())
+
+
+@pytest.mark.parametrize("box", [[0, 0, 97, 10], [5, 5, 5, 9], [-1, 0, 4, 4]])
+def test_a_box_outside_its_image_is_refused(box: list[int]) -> None:
+    with pytest.raises(ValueError, match="96x48"):
+        BoxTargetProcessor()(box, [LAYOUT])
+
+
+def test_several_boxes_and_missing_images_are_refused() -> None:
+    with pytest.raises(ValueError, match="4 numbers"):
+        BoxTargetProcessor()([[0, 0, 1, 1], [0, 0, 2, 2]], [LAYOUT])
+    with pytest.raises(ValueError, match="needs an image"):
+        BoxTargetProcessor()([0, 0, 1, 1], [])
+
+
+def test_a_mask_survives_target_processing_and_decoding_of_a_letterboxed_image() -> None:
+    mask = torch.zeros(48, 96, dtype=torch.bool)
+    mask[12:36, 30:60] = True
+    target = MaskTargetProcessor()(mask, [LAYOUT])["mask"]
+    assert target.shape == (64, 64) and not target[:16].any()
+    logits = torch.where(target, 5.0, -5.0)
+    result = MaskHead(8, 8, width=8).decode([logits], [context("seg")])[0]
+    assert isinstance(result, MaskResult)
+    assert (result.mask & mask).sum() / (result.mask | mask).sum() > 0.95
+
+
+def test_a_mask_of_another_size_is_refused_naming_both_sizes() -> None:
+    with pytest.raises(ValueError, match=r"expected a mask of 96x48 .* got 48x96"):
+        MaskTargetProcessor()(torch.zeros(96, 48, dtype=torch.bool), [LAYOUT])
+
+
+def test_the_mask_loss_matches_its_formula() -> None:
+    logits, wanted = torch.randn(6, 4, dtype=torch.float64).float(), torch.rand(6, 4) > 0.5
+    term = MaskHead(8, 8, width=8).loss([logits, logits], [{"mask": wanted}, {"mask": wanted}])
+    p = logits.sigmoid()
+    bce = -torch.where(wanted, p, 1 - p).log().mean()
+    dice = 1 - (2 * p[wanted].sum() + 1) / (p.sum() + wanted.sum() + 1)
+    assert float(term.total) == pytest.approx(2 * float(2 * bce + 0.5 * dice), rel=1e-5)
+
+
+def test_padding_does_not_change_what_a_reader_reads() -> None:
+    torch.manual_seed(0)
+    reader = StateReader(8, 8, 16, 2, 2)
+    states, small, large = torch.randn(2, 8), torch.randn(4, 8), torch.randn(9, 8)
+    both = reader(states, [1, 1], [small, large], [(2, 2), (3, 3)])
+    alone = reader(states[:1], [1], [small], [(2, 2)])
+    torch.testing.assert_close(both.query[:1], alone.query)
+    relevance = Relevance(16)
+    torch.testing.assert_close(relevance(both)[:1, :4], relevance(alone))
+    assert relevance(both)[0, 4:].isinf().all()
+
+
+def flow(**arguments: Any) -> FlowImageHead:
+    return FlowImageHead(8, 8, num_queries=2, canvas_size=(8, 8), channels=(8, 16), num_steps=3, **arguments)
+
+
+def test_an_edit_without_flow_returns_its_source_in_the_original_frame() -> None:
+    head = flow(source_noise=0.0, pixel_mean=(0.4, 0.5, 0.6), pixel_std=(0.2, 0.3, 0.1))
+    for parameter in head.flow.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    original = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    mean, std = torch.tensor([0.4, 0.5, 0.6])[:, None, None], torch.tensor([0.2, 0.3, 0.1])[:, None, None]
+    edit = context("edit", GeometricTransform.identity((64, 64)), pixels=(original / 255 - mean) / std)
+    result = head.decode(head(torch.randn(2, 8), [2], [edit]), [edit])[0]
+    assert isinstance(result, ImageResult)
+    assert torch.equal(result.image, original)
+
+
+def test_what_a_crop_removed_keeps_its_original_pixels() -> None:
+    original = torch.randint(0, 256, (3, 48, 96), dtype=torch.uint8)
+    transform = GeometricTransform.center_crop((96, 48), (64, 64))
+    edit = context("edit", transform, load_original=lambda: original)
+    result = flow().decode(flow()(torch.randn(2, 8), [2], [edit]), [edit])[0]
+    assert isinstance(result, ImageResult)
+    assert torch.equal(result.image[:, :, :24], original[:, :, :24])
+    assert torch.equal(result.image[:, :, 72:], original[:, :, 72:])
+
+
+def test_the_region_of_a_call_reaches_its_channel() -> None:
+    head = flow()
+    maps = head(torch.randn(2, 8), [2], [context("edit")]).maps[0]
+    region = torch.zeros(64, 64)
+    region[16:32, 16:32] = 1
+    assert torch.equal(maps[3], region)
+
+
+def test_sampling_integrates_the_flow_exactly_when_the_velocity_is_right() -> None:
+    head = flow()
+    image = torch.rand(3, 8, 8) * 2 - 1
+
+    def velocity(sample: torch.Tensor, time: torch.Tensor, *_: Any) -> torch.Tensor:
+        return (sample - image) / time[:, None, None, None]  # straight lines that end in the image
+
+    head._velocity = velocity  # type: ignore[method-assign]
+    drawing = HeadContext(Call("draw", "red 3"))
+    conditions = FlowConditions(torch.zeros(1, 32), [head._draw_maps(torch.zeros(1))], [False])
+    result = head.decode(conditions, [drawing])[0]
+    assert isinstance(result, ImageResult)
+    assert (result.image.float() - (image + 1) * 127.5).abs().max() <= 0.51
+
+
+def test_noise_depends_on_the_seed_and_the_call_only() -> None:
+    head = flow()
+    red, blue = HeadContext(Call("draw", "red 3")), HeadContext(Call("draw", "blue 3"))
+    other_seed = HeadContext(Call("draw", "red 3"), parameters={"seed": 1})
+    noise = head._noise(red, (8, 8))
+    assert torch.equal(noise, head._noise(HeadContext(Call("draw", "red 3")), (8, 8)))
+    assert not torch.equal(noise, head._noise(blue, (8, 8)))
+    assert not torch.equal(noise, head._noise(other_seed, (8, 8)))
+
+
+def test_targets_of_edits_that_are_no_picture_or_have_another_size_are_refused() -> None:
+    with pytest.raises(ValueError, match="uint8"):
+        ImageTargetProcessor((8, 8))(torch.zeros(3, 8, 8), [])
+    head, edit = flow(), context("edit")
+    target = head.target_processor(torch.zeros(3, 20, 20, dtype=torch.uint8), [LAYOUT])
+    with pytest.raises(ValueError, match="original size of the image"):
+        head.loss(head(torch.randn(2, 8), [2], [edit]), [target])
+
+
+def test_an_image_head_refuses_another_number_of_states_and_a_missing_source() -> None:
+    with pytest.raises(ValueError, match="reads 2 states per call, got 3"):
+        flow()(torch.randn(3, 8), [3], [context("edit")])
+    with pytest.raises(ValueError, match="needs an image"):
+        flow()(torch.randn(2, 8), [2], [HeadContext(Call("edit", "7 red"))])
