@@ -1,0 +1,303 @@
+"""What a tower learns before a language model reads it (stage 0): one objective per modality.
+
+An objective has two halves: a target rule, weightless and picklable, that makes tensors of a record in the data
+module, and a module that compares them with the encoder's features through a small head that is thrown away.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchmetrics.functional.text import edit_distance
+
+from data.records import Record
+from layers.head import LossTerm
+from layers.layout import ItemLayout, Layout
+
+Encode = Callable[[list[dict[str, Tensor]]], Tensor]
+
+
+@dataclass
+class TowerBatch:
+    """Processed items of one modality with their targets.
+
+    Args:
+        items: Encoder inputs per item.
+        layout: The encoder's output per item.
+        targets: What the objective's target rule made of each record.
+        keys: Sample keys.
+    """
+
+    items: list[dict[str, Tensor]]
+    layout: Layout
+    targets: list[dict[str, Tensor]]
+    keys: list[str]
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> TowerBatch:
+        """The same batch on a device."""
+
+        def move(rows: list[dict[str, Tensor]]) -> list[dict[str, Tensor]]:
+            return [{name: value.to(device, non_blocking=non_blocking) for name, value in row.items()} for row in rows]
+
+        return replace(self, items=move(self.items), targets=move(self.targets))
+
+
+@dataclass
+class Outcome:
+    """Losses by name, and sums with their counts for the metrics of a validation epoch."""
+
+    losses: dict[str, LossTerm]
+    metrics: dict[str, tuple[Tensor, int]] = field(default_factory=dict)
+
+
+class TargetRule(Protocol):
+    """Makes an objective's targets of a record: picklable, without weights."""
+
+    def __call__(self, record: Record, layout: ItemLayout) -> dict[str, Tensor] | None:
+        """The targets of the record's medium, or None if the record has nothing to learn from.
+
+        Raises:
+            ValueError: If what should be there is malformed.
+        """
+
+
+class TowerObjective(nn.Module, ABC):
+    """Compares an encoder's features with targets.
+
+    Attributes:
+        hidden_size: Width of the features that it takes.
+        target_rule: Makes its targets.
+        loss_weights: Loss name -> weight; 1 where it is not named.
+    """
+
+    hidden_size: int
+    target_rule: TargetRule
+    loss_weights: dict[str, float]
+
+    @abstractmethod
+    def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
+        """Encode a batch and compare.
+
+        Args:
+            encode: Items to features (ΣN, d), in the order of ``batch.layout``.
+            batch: Its items may be changed before they are encoded, which is how inputs are masked in training.
+        """
+
+
+@dataclass(frozen=True)
+class TranscriptRule:
+    """``meta.transcript`` as indices of the alphabet plus one (0 is the blank).
+
+    Args:
+        alphabet: Its characters; the transcript is brought to lower case.
+    """
+
+    alphabet: str
+
+    def __call__(self, record: Record, layout: ItemLayout) -> dict[str, Tensor] | None:
+        """``labels`` (characters,), or None without a transcript.
+
+        Raises:
+            ValueError: For a character outside the alphabet.
+        """
+        transcript = record.meta.get("transcript")
+        if not transcript:
+            return None
+        unknown = sorted(set(str(transcript).lower()) - set(self.alphabet))
+        if unknown:
+            raise ValueError(f"record '{record.key}': expected a transcript of '{self.alphabet}', got {unknown}")
+        return {"labels": torch.tensor([self.alphabet.index(letter) + 1 for letter in str(transcript).lower()])}
+
+
+class CTCObjective(TowerObjective):
+    """Connectionist temporal classification of characters over speech features, with SpecAugment.
+
+    ``-log p(y|x)``, ``p(y|x) = Σ_π Π_t p(π_t|x)`` over all alignments π of the transcript y with blanks
+    (Graves et al. 2006, https://www.cs.toronto.edu/~graves/icml_2006.pdf), per character; masked bands and stretches
+    of the spectrogram as in https://arxiv.org/abs/1904.08779, without time warping.
+
+    Args:
+        hidden_size: Width of the encoder's features.
+        alphabet: The characters of the transcripts.
+        time_masks: Masked stretches per item in training.
+        time_width: Largest stretch in frames of 10 ms.
+        mel_masks: Masked bands per item in training.
+        mel_width: Largest band in mel bins.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        alphabet: str = " 'abcdefghijklmnopqrstuvwxyzäöüß0123456789",
+        time_masks: int = 2,
+        time_width: int = 16,
+        mel_masks: int = 2,
+        mel_width: int = 12,
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.alphabet = hidden_size, alphabet
+        self.target_rule = TranscriptRule(alphabet)
+        self.loss_weights = {}
+        self.masks = ((0, mel_masks, mel_width), (1, time_masks, time_width))
+        self.classify = nn.Linear(hidden_size, len(alphabet) + 1)
+
+    def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
+        """The loss per character; in evaluation also greedy character and word errors."""
+        items = [self._mask(item) for item in batch.items] if self.training else batch.items
+        log_probs = self.classify(encode(items)).float().log_softmax(-1)
+        rows = batch.layout.split(log_probs)
+        labels = [target["labels"] for target in batch.targets]
+        total = F.ctc_loss(
+            nn.utils.rnn.pad_sequence(list(rows)),  # (T, B, V)
+            torch.cat(labels),
+            torch.tensor(batch.layout.lengths),
+            torch.tensor([len(row) for row in labels]),
+            reduction="sum",
+            zero_infinity=True,
+        )
+        outcome = Outcome({"ctc": LossTerm(total, sum(len(row) for row in labels))})
+        if not self.training:
+            outcome.metrics = self._errors([self.decode(row) for row in rows], [self._text(row) for row in labels])
+        return outcome
+
+    def decode(self, log_probs: Tensor) -> str:
+        """The greedy transcript of one item (T, V): repetitions merged, blanks removed."""
+        best = torch.unique_consecutive(log_probs.argmax(-1))
+        return self._text(best[best > 0])
+
+    def _text(self, labels: Tensor) -> str:
+        return "".join(self.alphabet[index - 1] for index in labels.tolist())
+
+    def _errors(self, found: Sequence[str], expected: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
+        characters = edit_distance(list(found), list(expected), reduction="sum")
+        alphabet: dict[str, str] = {}
+
+        def as_letters(text: str) -> str:  # every word becomes a letter, so that word errors are an edit distance
+            return "".join(alphabet.setdefault(word, chr(0xE000 + len(alphabet))) for word in text.split())
+
+        words = edit_distance([as_letters(t) for t in found], [as_letters(t) for t in expected], reduction="sum")
+        return {
+            "cer": (characters.double(), sum(map(len, expected))),
+            "wer": (words.double(), sum(len(text.split()) for text in expected)),
+        }
+
+    def _mask(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        features = item["input_features"].clone()  # (mels, frames)
+        fill = features.mean()
+        for axis, count, width in self.masks:
+            for _ in range(count):
+                size = min(int(torch.randint(width + 1, ())), features.shape[axis] // 4)
+                start = int(torch.randint(features.shape[axis] - size + 1, ()))
+                features.narrow(axis, start, size).copy_(fill)
+        return {**item, "input_features": features}
+
+
+class NoTargets:
+    """The rule of an objective that needs no annotation."""
+
+    def __call__(self, record: Record, layout: ItemLayout) -> dict[str, Tensor] | None:
+        """Nothing, for every record."""
+        return {}
+
+
+class TextGraphObjective(TowerObjective):
+    """GraphGPT's text-graph grounding (https://arxiv.org/abs/2310.13023) on hashed node texts.
+
+    With H the features of nodes, T the embeddings of their own texts, N those of neighbours' texts averaged, all of
+    unit norm, and ``ℓ(A, B) = ½ [CE(A Bᵀ/τ) + CE(B Aᵀ/τ)]``: ``L = ℓ(H, T) + λ ℓ(H, N) + λ ℓ(T, N)``.
+    Departures: the text tower is a perceptron over the processor's hashed texts; some nodes' texts are hidden from
+    the encoder, which must then read them off their neighbours; nodes of one text are no negatives of each other.
+
+    Args:
+        hidden_size: Width of the encoder's features.
+        text_width: Width of the processor's hashed texts.
+        neighbour_weight: λ.
+        temperature: τ.
+        hidden_share: Share of the nodes whose text the encoder does not see.
+        max_nodes: Nodes contrasted per batch.
+        num_neighbours: Sampled neighbours per node.
+    """
+
+    def __init__(
+        self,
+        hidden_size: int,
+        text_width: int = 1024,
+        neighbour_weight: float = 1.0,
+        temperature: float = 0.07,
+        hidden_share: float = 0.3,
+        max_nodes: int = 512,
+        num_neighbours: int = 3,
+    ) -> None:
+        super().__init__()
+        self.hidden_size, self.temperature = hidden_size, temperature
+        self.hidden_share, self.max_nodes, self.num_neighbours = hidden_share, max_nodes, num_neighbours
+        self.target_rule = NoTargets()
+        self.loss_weights = {"node_neighbours": neighbour_weight, "text_neighbours": neighbour_weight}
+        self.project = nn.Linear(hidden_size, hidden_size)
+        self.text_tower = nn.Sequential(
+            nn.Linear(text_width, 2 * hidden_size), nn.GELU(), nn.Linear(2 * hidden_size, hidden_size)
+        )
+
+    def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
+        """The three contrasts, and how often a node finds its own text among the batch's."""
+        texts = torch.cat([item["x"] for item in batch.items])  # (ΣN, W)
+        hidden = torch.rand(len(texts), device=texts.device) < self.hidden_share
+        shown = batch.layout.split(texts * ~hidden[:, None])
+        features = encode([{**item, "x": x} for item, x in zip(batch.items, shown, strict=True)])
+        chosen = torch.randperm(len(texts), device=texts.device)
+        chosen = chosen[texts[chosen].any(-1)][: self.max_nodes]
+        _, identity = torch.unique(texts[chosen], dim=0, return_inverse=True)
+        neighbours = self._sample_neighbours(batch)[chosen]  # (n, k), -1 where there is none
+        known = neighbours >= 0
+        nodes = F.normalize(self.project(features[chosen]).float(), dim=-1)
+        own = F.normalize(self.text_tower(texts[chosen]).float(), dim=-1)
+        around = self.text_tower(texts[neighbours.clamp(min=0)]).float() * known[..., None]
+        around = F.normalize(around.sum(1), dim=-1)
+        linked = known.any(1)
+        pairs = {
+            "node_text": (nodes, own, torch.ones_like(linked)),
+            "node_neighbours": (nodes, around, linked),
+            "text_neighbours": (own, around, linked),
+        }
+        losses = {name: self._contrast(a[keep], b[keep], identity[keep]) for name, (a, b, keep) in pairs.items()}
+        found = self._logits(nodes, own, identity).argmax(1) == torch.arange(len(chosen), device=texts.device)
+        metrics = {
+            name: (found[which].double().sum(), int(which.sum()))
+            for name, which in (("seen_text_top1", ~hidden[chosen]), ("hidden_text_top1", hidden[chosen]))
+        }
+        return Outcome(losses, metrics)
+
+    def _logits(self, a: Tensor, b: Tensor, identity: Tensor) -> Tensor:
+        same = (identity[:, None] == identity) & ~torch.eye(len(a), dtype=torch.bool, device=a.device)
+        return (a @ b.T / self.temperature).masked_fill(same, -torch.inf)
+
+    def _contrast(self, a: Tensor, b: Tensor, identity: Tensor) -> LossTerm:
+        if len(a) == 0:
+            return LossTerm(self.project.weight.sum() * 0, 0)
+        truth = torch.arange(len(a), device=a.device)
+        logits = self._logits(a, b, identity)
+        total = 0.5 * (
+            F.cross_entropy(logits, truth, reduction="sum") + F.cross_entropy(logits.T, truth, reduction="sum")
+        )
+        return LossTerm(total, len(a))
+
+    def _sample_neighbours(self, batch: TowerBatch) -> Tensor:
+        """Up to k distinct neighbours per node, of either direction: (ΣN, k) indices into the batch, -1 for none."""
+        rows, offset = [], 0
+        for item, count in zip(batch.items, batch.layout.lengths, strict=True):
+            edges = item["edge_index"]
+            adjacent = torch.zeros(count, count, dtype=torch.bool, device=edges.device)
+            adjacent[edges[0], edges[1]] = adjacent[edges[1], edges[0]] = True
+            adjacent.fill_diagonal_(False)
+            scores = torch.rand(count, count, device=edges.device).masked_fill(~adjacent, -1)
+            best, index = scores.topk(min(self.num_neighbours, count), dim=1)
+            index = torch.where(best >= 0, index + offset, -1)
+            rows.append(F.pad(index, (0, self.num_neighbours - index.shape[1]), value=-1))
+            offset += count
+        return torch.cat(rows)

@@ -1,0 +1,141 @@
+"""Stage 0: a tower learns from its own modality before a language model reads it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from layers.encoder import Encoder
+from layers.layout import Layout
+from training.objectives import Outcome, TowerBatch, TowerObjective
+from training.optimizer import parameter_groups, warmup_cosine
+from training.tower_data import TowerPlan
+
+TOWER_FILE = "tower.safetensors"
+
+
+class TowerRecipe(L.LightningModule):
+    """Pretrain one encoder with one objective; the encoder's weights are written when the fit ends.
+
+    The result is ``tower.safetensors`` under the trainer's root: every parameter and buffer of the encoder, by its
+    name in the encoder.
+
+    Args:
+        encoder: The tower.
+        objective: What it learns; its ``hidden_size`` is the encoder's.
+        learning_rate: Peak of AdamW's learning rate.
+        weight_decay: Of matrices; norms, biases and embeddings are not decayed.
+        warmup_steps: Linear warm-up, then a cosine over the trainer's steps.
+        betas: AdamW's.
+        max_grad_norm: Gradients are clipped to this norm.
+        seed: A step's randomness is a function of this seed and the step, so that resumed runs equal whole ones.
+
+    Raises:
+        ValueError: If the objective takes features of another width than the encoder gives.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        objective: TowerObjective,
+        learning_rate: float = 1e-3,
+        weight_decay: float = 0.05,
+        warmup_steps: int = 100,
+        betas: tuple[float, float] = (0.9, 0.98),
+        max_grad_norm: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if encoder.hidden_size != objective.hidden_size:
+            raise ValueError(
+                f"expected an objective for features of width {encoder.hidden_size}, got {objective.hidden_size}"
+            )
+        self.encoder, self.objective = encoder, objective
+        self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.betas, self.max_grad_norm, self.seed = betas, max_grad_norm, seed
+        self._sums: dict[str, tuple[Tensor, int]] = {}
+        self._started = 0.0
+
+    def plan(self) -> TowerPlan:
+        """What the data module needs."""
+        return TowerPlan(self.encoder.processor, self.objective.target_rule)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up and a cosine, stepped per optimizer step."""
+        groups = parameter_groups(self, self.learning_rate, {}, self.weight_decay)
+        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        total = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+        """Clip to ``max_grad_norm`` and log the norm."""
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters(), self.max_grad_norm)
+        self.log("train/grad_norm", norm)
+
+    def on_train_batch_start(self, batch: TowerBatch, batch_idx: int) -> None:
+        """Seed the step."""
+        torch.manual_seed(self.seed * 1_000_003 + self.global_step)
+        self._started = time.perf_counter()
+
+    def training_step(self, batch: TowerBatch, batch_idx: int) -> Tensor:
+        """The weighted sum of the objective's losses."""
+        outcome = self._compare(batch)
+        loss = torch.zeros((), device=self.device)
+        for name, term in outcome.losses.items():
+            mean = term.total / max(term.count, 1)
+            loss = loss + self.objective.loss_weights.get(name, 1.0) * mean
+            self.log(f"train/{name}", mean.detach(), batch_size=len(batch.items))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch.items))
+        return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: TowerBatch, batch_idx: int) -> None:
+        """Log the throughput of the step alone, without the wait for data."""
+        self.log("speed/items_per_second", len(batch.items) / (time.perf_counter() - self._started))
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to add up."""
+        self._sums = {}
+
+    def validation_step(self, batch: TowerBatch, batch_idx: int) -> None:
+        """Add up losses and metrics as sums and counts."""
+        with torch.random.fork_rng():
+            torch.manual_seed(batch_idx)
+            outcome = self._compare(batch)
+        losses = {name: (term.total.double(), term.count) for name, term in outcome.losses.items()}
+        for name, (total, count) in {**losses, **outcome.metrics}.items():
+            before = self._sums.get(name, (torch.zeros((), dtype=torch.float64), 0))
+            self._sums[name] = (before[0] + total.detach().to("cpu", torch.float64), before[1] + count)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log means over the whole split."""
+        for name, (total, count) in self._sums.items():
+            self.log(f"val/{name}", (total / max(count, 1)).float(), prog_bar=name not in ("ctc",))
+
+    def on_train_end(self) -> None:
+        """Write the tower."""
+        if self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            save_tower(self.encoder, Path(self.trainer.default_root_dir) / TOWER_FILE)
+
+    def _compare(self, batch: TowerBatch) -> Outcome:
+        def encode(items: list[dict[str, Tensor]]) -> Tensor:
+            features: Tensor = self.encoder(self.encoder.collate(items), Layout(batch.layout.items))
+            return features
+
+        outcome: Outcome = self.objective(encode, batch)
+        return outcome
+
+
+def save_tower(encoder: Encoder, path: Path) -> None:
+    """Write every parameter and buffer of an encoder as safetensors."""
+    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
