@@ -21,8 +21,8 @@ from eval.benchmarks.benchmark import (
 from eval.metrics.ranking import auc_estimate
 from eval.metrics.routing import count_right_calls, routing_estimates
 from eval.metrics.statistics import Score, macro_mean
-from eval.metrics.text import exact_match, normalise_answer, word_error_rate
-from eval.prediction import Prediction
+from eval.metrics.text import exact_match, normalise_answer, word_error_rate, word_errors
+from eval.prediction import HEAD_ERROR, Prediction
 
 NO_CALLS = "[]"
 
@@ -58,7 +58,7 @@ class AnswerBenchmark(Benchmark):
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """Accuracy; see the class."""
-        values = [float(not row.failed and exact_match(row.text, row.answer)) for row in predictions]
+        values = [float(self.right(row)) for row in predictions]
         clusters = cluster_names(predictions, self.cluster)
         protocol = f"exact match after lower-casing and dropping end punctuation; {FAILED_IS_WRONG}"
         parts = part_means(predictions, values, meta_part(self.part), clusters)
@@ -70,6 +70,10 @@ class AnswerBenchmark(Benchmark):
         if self.cluster is not None:
             protocol += f"; standard error clustered by {self.cluster}"
         return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether a reply that parses matches the answer."""
+        return not prediction.failed and exact_match(prediction.text, prediction.answer)
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Each part's most frequent validation answer."""
@@ -103,6 +107,10 @@ class TranscriptBenchmark(Benchmark):
             f"standard error bootstrapped over utterances; {len(parts)} parts by language and voice"
         )
         return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether there is no error in a reply that parses."""
+        return not prediction.failed and word_errors(prediction.text, _transcript(prediction))[0] == 0
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """Silence, or the most frequent validation transcript if that makes fewer errors there."""
@@ -143,13 +151,17 @@ class LabelBenchmark(Benchmark):
         by_key = dict(zip((row.key for row in predictions), names or (), strict=True))
         score = score_values(
             predictions,
-            lambda row: float((row.first_result("label") or {}).get("label") == row.target("label")),
+            lambda row: float(self.right(row)),
             f"label of the head's first answer; {FAILED_IS_WRONG}, a missing call is wrong; "
             f"standard error clustered by {self.cluster}",
             part=lambda row: str(row.target("label")),
             cluster=lambda row: by_key[row.key],
         )
         return {self.metrics[0]: score}
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the head's label is the target."""
+        return bool((prediction.first_result("label") or {}).get("label") == prediction.target("label"))
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The most frequent validation label."""
@@ -177,6 +189,11 @@ class LinkBenchmark(LabelBenchmark):
         )
         return {self.metrics[0]: Score(estimate.value, estimate.n, estimate.stderr, protocol, accuracy)}
 
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the probability lies on the right side of one half."""
+        result = prediction.first_result("score")
+        return result is not None and (result["score"] >= 0.5) == (float(prediction.target("score")) >= 0.5)
+
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """One probability for all."""
         return [answers_with(row, {"type": "score", "score": 0.5}) for row in predictions]
@@ -187,12 +204,8 @@ class RoutingBenchmark(Benchmark):
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """``routing_precision``, ``routing_recall``, ``routing_f1`` and ``parse_failure``."""
-        counts = []
-        for row in predictions:
-            expected = row.reference["calls"]
-            right = 0 if row.failed else count_right_calls(row.calls, expected)
-            counts.append((right, len(row.calls) + _malformed(row), len(expected)))
-        exact = [float(right == mine == theirs) for right, mine, theirs in counts]
+        counts = [_count_calls(row) for row in predictions]
+        exact = [float(self.right(row)) for row in predictions]
         by_number = part_means(
             predictions, exact, lambda row: f"all calls of the reply right, {len(row.reference['calls'])} expected"
         )
@@ -207,6 +220,11 @@ class RoutingBenchmark(Benchmark):
             scores[f"routing_{name}"] = Score(estimate.value, estimate.n, estimate.stderr, protocol, parts)
         scores["parse_failure"] = failure_score(predictions)
         return scores
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the reply makes the expected calls and no other."""
+        right, made, expected = _count_calls(prediction)
+        return not prediction.failed and right == made == expected
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The most frequent non-empty set of calls of the validation split: calling nothing has an F1 of 0."""
@@ -236,8 +254,11 @@ def _transcript(row: Prediction) -> str:
     return str(row.meta.get("transcript", row.answer))
 
 
-def _malformed(row: Prediction) -> int:
-    return sum(error["kind"] != "head" for error in row.errors)
+def _count_calls(row: Prediction) -> tuple[int, int, int]:
+    """(right, predicted, expected) calls of a reply."""
+    expected = row.reference["calls"]
+    malformed = sum(error["kind"] != HEAD_ERROR for error in row.errors)
+    return 0 if row.failed else count_right_calls(row.calls, expected), len(row.calls) + malformed, len(expected)
 
 
 def _calls_json(calls: Sequence[Mapping[str, Any]]) -> str:

@@ -84,6 +84,10 @@ class Benchmark(ABC):
         """
 
     @abstractmethod
+    def right(self, prediction: Prediction) -> bool:
+        """Whether an example counts as right when it is shown."""
+
+    @abstractmethod
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The predictions with every answer replaced by the best constant one of the validation split."""
 

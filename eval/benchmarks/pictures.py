@@ -45,6 +45,10 @@ class BoxBenchmark(Benchmark):
             scores[name] = score
         return scores
 
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the head's box reaches the threshold."""
+        return _overlap(_head_box(prediction), prediction.target("box")) >= IOU_THRESHOLD
+
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The median validation box, from the head and in the call."""
         box = np.median([row.target("box") for row in self.validation], axis=0).tolist()
@@ -73,6 +77,11 @@ class MaskBenchmark(Benchmark):
             f"are empty; {FAILED_IS_WRONG} (0), a missing mask or one of another size counts 0"
         )
         return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the overlap reaches the threshold of boxes."""
+        mask = _mask(prediction)
+        return mask is not None and mask_iou(mask, prediction.target("mask")) >= IOU_THRESHOLD
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The pixels that most validation masks hold, at the threshold that scores best on the validation split."""
@@ -115,6 +124,10 @@ class DrawBenchmark(JudgedBenchmark):
         score.parts["colour"] = mean([float(seen[row.key].colour == row.meta["colour"]) for row in predictions])
         return {self.metrics[0]: score}
 
+    def right(self, prediction: Prediction) -> bool:
+        """Whether the judge sees what was asked for."""
+        return self._look(prediction) == Seen(int(prediction.meta["digit"]), str(prediction.meta["colour"]))
+
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """A real drawing of what the validation split asks for most often."""
         wanted = majority(_asked(row) for row in self.validation)
@@ -142,6 +155,10 @@ class EditBenchmark(JudgedBenchmark):
         for name in ("digit", "colour", "untouched"):
             score.parts[name] = mean([float(getattr(verdicts[row.key], name)) for row in predictions])
         return {self.metrics[0]: score}
+
+    def right(self, prediction: Prediction) -> bool:
+        """Whether all three conditions hold."""
+        return self._verdict(prediction).right
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
         """The picture as it was."""

@@ -1,0 +1,1 @@
+"""One self-contained page about a run: times, scores against controls, learning curves, held-out examples."""

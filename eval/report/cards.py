@@ -1,0 +1,164 @@
+"""Cards of held-out examples: what was asked, what came back drawn or played, and what was right."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from torch import Tensor
+
+from data.media import decode_mask, decode_media
+from data.shards import Sample
+from eval.benchmarks.benchmark import Benchmark
+from eval.prediction import Prediction, decode_image
+from eval.report.drawing import Overlay, data_address, graph_figure, mask_layer, picture
+from layers.media import Graph
+
+AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
+BOX_LEGEND = (
+    '<div class="legend"><span><i style="border-color:#ff5fd2"></i>box of the head</span><span><i '
+    'style="border-color:#34d6ff"></i>box in tokens</span><span><i style="border-top-style:dashed"></i>reference</span>'
+    "</div>"
+)
+MASK_LEGEND = (
+    '<div class="legend"><span><i style="border-color:#ff5fd2"></i>predicted mask</span><span><i></i>outline of the '
+    "reference</span></div>"
+)
+_TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
+
+
+def choose(benchmark: Benchmark, predictions: Sequence[Prediction], each: int = 3) -> list[tuple[Prediction, bool]]:
+    """Right and wrong examples, spread evenly over the log and chosen by nothing else.
+
+    Args:
+        benchmark: Says what is right.
+        predictions: In the order of the log.
+        each: How many of either; where there are fewer of one, more of the other are shown.
+    """
+    judged = [(row, benchmark.right(row)) for row in predictions]
+    right, wrong = [item for item in judged if item[1]], [item for item in judged if not item[1]]
+    num_wrong = min(len(wrong), max(each, 2 * each - len(right)))
+    return _spread(right, 2 * each - num_wrong) + _spread(wrong, num_wrong)
+
+
+def card(prediction: Prediction, right: bool, sample: Sample) -> str:
+    """One example as HTML."""
+    tag = f'<span class="tag {"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
+    kind = escape(str(prediction.meta.get("question_type", prediction.benchmark)))
+    question = prediction.prompt.removeprefix("user: ")
+    parts = [
+        f'<div class="top"><span class="small soft">{kind}</span>{tag}</div>',
+        f'<p class="question">{escape(question)}</p>',
+        _media(prediction, sample),
+        _said(prediction),
+        f'<details><summary class="small">raw reply</summary><code class="raw">{_raw(prediction.raw)}</code></details>',
+    ]
+    return f'<article class="card">{"".join(parts)}</article>'
+
+
+def _spread(items: Sequence[tuple[Prediction, bool]], number: int) -> list[tuple[Prediction, bool]]:
+    number = min(number, len(items))
+    return [items[index * len(items) // number] for index in range(number)]
+
+
+def _media(prediction: Prediction, sample: Sample) -> str:
+    figures: list[str] = []
+    players: list[str] = []
+    legends: list[str] = []
+    graphs = 0
+    for name, item in sample.record.media.items():
+        data = sample.members[item.file]
+        raw = decode_media(item, data)
+        if isinstance(raw, Tensor):
+            own, legend = _image(raw, prediction)
+            figures += own
+            legends += legend
+        elif isinstance(raw, Graph):
+            graphs += 1
+            figures.append(graph_figure(raw, f"{name}: {raw.num_nodes} nodes, 0 is the one asked about"))
+        else:
+            mime = AUDIO_TYPES.get(item.file.rsplit(".", 1)[-1], "audio/flac")
+            players.append(f'<audio controls preload="none" src="{data_address(data, mime)}"></audio>')
+    if not any(item.type == "image" for item in sample.record.media.values()):
+        figures += _pictures(prediction)
+    shown = f'<div class="media">{"".join(figures)}</div>' if figures else ""
+    return shown + "".join(dict.fromkeys(legends)) + "".join(players)
+
+
+def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]:
+    """The input image with boxes and masks drawn, then generated pictures; and the legends."""
+    targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
+    results = [item for item in prediction.results if item is not None]
+    boxes: list[Overlay] = [("reference", target["value"]) for target in targets if target["type"] == "box"]
+    boxes += [("tokens", region["box_xyxy"]) for region in _regions(prediction.calls)] if boxes else []
+    boxes += [("head", item["boxes_xyxy"][0]) for item in results if item["type"] == "boxes" and item["boxes_xyxy"]]
+    references = [decode_mask(target["value"]) for target in targets if target["type"] == "mask"]
+    masks = [decode_mask(item["mask"]) for item in results if item["type"] == "mask"]
+    layer = mask_layer(masks[0] if masks else None, references[0]) if references else None
+    pictures = _pictures(prediction)
+    legends = ([BOX_LEGEND] if boxes else []) + ([MASK_LEGEND] if layer is not None else [])
+    return [picture(image, "before" if pictures else "", boxes, layer), *pictures], legends
+
+
+def _pictures(prediction: Prediction) -> list[str]:
+    """Generated pictures, each with what a reference looks like."""
+    targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
+    figures = [
+        picture(decode_image(item["png"]), "from the model")
+        for item in prediction.results
+        if item is not None and item["type"] == "image"
+    ]
+    return figures + [
+        picture(decode_image(target["data"]), "a reference") for target in targets if target["type"] == "image"
+    ]
+
+
+def _regions(calls: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    return [item for call in calls for item in call["groundings"] if item["type"] == "region"]
+
+
+def _said(prediction: Prediction) -> str:
+    rows = [("reply", _reply_words(prediction)), ("reference", _words(prediction.reference))]
+    if prediction.meta.get("transcript") and prediction.meta["transcript"] != prediction.reference["text"]:
+        rows.append(("spoken", escape(str(prediction.meta["transcript"]))))
+    rows += [("problem", escape(f"{error['kind']}: {error['message']}")) for error in prediction.errors]
+    if prediction.finish_reason == "length":
+        rows.append(("problem", "cut at the length limit"))
+    return '<dl class="said">' + "".join(f"<dt>{name}</dt><dd>{words}</dd>" for name, words in rows) + "</dl>"
+
+
+def _reply_words(prediction: Prediction) -> str:
+    results = [_result_words(item) for item in prediction.results]
+    words = _words({"text": prediction.text, "calls": prediction.calls}) or '<span class="soft">nothing</span>'
+    told = "; ".join(item for item in results if item)
+    return words + (f" → {escape(told)}" if told else "")
+
+
+def _words(said: Mapping[str, Any]) -> str:
+    calls = []
+    for call in said["calls"]:
+        groundings = f" + {len(call['groundings'])} region" if call["groundings"] else ""
+        calls.append(f"<code>{escape(call['task'])}({escape(call['prompt'])}{groundings})</code>{_target_words(call)}")
+    return " ".join(filter(None, [escape(said["text"]), ", ".join(calls)]))
+
+
+def _target_words(call: Mapping[str, Any]) -> str:
+    target = call.get("target")
+    if target is None or target["type"] not in ("label", "score"):
+        return ""
+    return f" → {escape(str(target['value']))}"
+
+
+def _result_words(result: Mapping[str, Any] | None) -> str:
+    if result is None:
+        return "refused by the head"
+    if result["type"] == "label":
+        probability = result["probabilities"].get(result["label"])
+        return result["label"] + (f" ({probability:.0%})" if probability is not None else "")
+    return f"probability {result['score']:.2f}" if result["type"] == "score" else ""
+
+
+def _raw(text: str) -> str:
+    return _TOKEN.sub(r"<b>\1</b>", escape(text))
