@@ -4,7 +4,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-PYTHON ?= python3
+# The first of these that is a Python 3.11, 3.12 or 3.13; python3 if none is, for the message below.
+RIGHT_PYTHON := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+  "$$p" -c '$(RIGHT_PYTHON)' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
 VENV ?= .venv
 RUN ?= runs/quickstart
 ARGS ?=
@@ -43,13 +46,15 @@ clean: ## Remove caches and build output; runs/ and the environment stay
 	find . -path "./$(VENV)" -prune -o -name __pycache__ -type d -print0 | xargs -0 -r rm -rf
 
 $(VENV_PYTHON):
-	@command -v "$(PYTHON)" >/dev/null || \
-	  { echo "make: no '$(PYTHON)' found. Install Python 3.11 or newer, or name one: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "make: Python 3.11 or newer is needed, '$(PYTHON)' is $$("$(PYTHON)" -V 2>&1). Name another: make PYTHON=python3.12 ..." >&2; exit 1; }
-	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || \
-	  { echo "make: '$(PYTHON)' has no venv module. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; }
-	"$(PYTHON)" -m venv "$(VENV)"
+	@python='$(PYTHON)'; \
+	fail() { echo "make: $$1" >&2; exit 1; }; \
+	command -v "$$python" >/dev/null || fail "no '$$python' found. Python 3.11, 3.12 or 3.13 is needed."; \
+	"$$python" -c '$(RIGHT_PYTHON)' || \
+	  fail "Python 3.11, 3.12 or 3.13 is needed, '$$python' is $$("$$python" -V 2>&1). Name one: make PYTHON=python3.12 ..."; \
+	"$$python" -c 'import ensurepip, venv' 2>/dev/null || \
+	  fail "'$$python' has no venv module. On Debian and Ubuntu: sudo apt install python3-venv"; \
+	echo "$$python -m venv $(VENV)"; \
+	"$$python" -m venv "$(VENV)"
 
 $(RUN_STAMP): pyproject.toml constraints.txt | $(VENV_PYTHON)
 	$(PIP_INSTALL) -e '.[$(EXTRAS)]'
