@@ -19,7 +19,7 @@ MAX_DIRECT = 9
 PROMPT_WORDS = 12
 MATCH_WORDS = 8
 _ORDERS = tuple(permutations((1, 2, 3)))
-_TRAIN_TASKS = (("node_family", 0.45), ("link", 0.37), ("match", 0.18))
+_TRAIN_TASKS = {"node_family": 0.45, "link": 0.37, "match": 0.18}
 
 Made = tuple[Record, dict[str, bytes]]
 
@@ -140,9 +140,15 @@ def _head(modules: ModuleGraph, node: int) -> str:
 def graphs(modules: ModuleGraph, split: str, index: int, seed: int) -> Made:
     """A training record of one of the three tasks."""
     rng = record_rng(seed, split, "graphs", index)
-    names, weights = zip(*_TRAIN_TASKS, strict=True)
     return _make(
-        modules, "graphs", str(rng.choice(names, p=weights)), split, index, seed, int(rng.integers(1 << 20)), rng
+        modules,
+        "graphs",
+        str(rng.choice(list(_TRAIN_TASKS), p=list(_TRAIN_TASKS.values()))),
+        split,
+        index,
+        seed,
+        int(rng.integers(1 << 20)),
+        rng,
     )
 
 

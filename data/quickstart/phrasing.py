@@ -221,8 +221,8 @@ PHRASINGS: dict[str, Phrasings] = {
     ),
     "refused": Phrasings(
         ("do not {verb}.", "please do not {verb}.", "you must not {verb}.", "do not {verb}, please."),
-        ("please, do not {verb}.",),
-        ("you must not {verb}, please.", "please, you must not {verb}."),
+        ("just do not {verb}.",),
+        ("please just do not {verb}.", "you must not {verb}, please."),
     ),
     "two": Phrasings(
         ("{a} and {b}.", "first {a}, then {b}.", "{a} and then {b}.", "please {a} and also {b}."),

@@ -151,7 +151,7 @@ class Turns:
 
     def _on_object(self, task: str, index: int, words: dict[str, str]) -> Turn:
         item = self.scene.digits[index]
-        region = ({"type": "region", "box_xyxy": list(item.box_xyxy)},)
+        region: tuple[dict[str, Any], ...] = ({"type": "region", "box_xyxy": list(item.box_xyxy)},)
         meta: dict[str, Any] = {"object": index, "digit": item.digit, "colour": item.colour}
         prompt = words["ref"]
         if task == "ground":

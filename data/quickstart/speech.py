@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "test": {"low": ("m4", "norbert", "victor", "travis", "Mario", "marcelo"), "high": ("f3", "linda", "Alicia")},
 }
 SPOKEN_IMAGE_KINDS = ("count", "colour", "digit_of_colour", "leftmost")
-_TRAIN_CLIPS = (("utterance", 0.66), ("speakers", 0.16), ("fact", 0.18))
+_TRAIN_CLIPS = {"utterance": 0.66, "speakers": 0.16, "fact": 0.18}
 
 
 def random_voice(
@@ -134,8 +134,7 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
     """A training dialogue about one clip: transcribe it, and what else can be asked about it, in random order."""
     rng = record_rng(seed, split, "speech", index)
     draft = Draft("speech", split, index)
-    names, weights = zip(*_TRAIN_CLIPS, strict=True)
-    kind = str(rng.choice(names, p=weights))
+    kind = str(rng.choice(list(_TRAIN_CLIPS), p=list(_TRAIN_CLIPS.values())))
     asked: list[tuple[str, str]] = []
     if kind == "utterance":
         language = "en" if rng.random() < 0.68 else "de"

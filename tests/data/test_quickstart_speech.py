@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import io
+from collections import Counter
+
+import numpy as np
+import pytest
+import soundfile
+
+pytest.importorskip("espeakng_loader")
+pytest.importorskip("sklearn")
+
+from data.quickstart import speech
+from data.quickstart.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, speak, trim
+from data.quickstart.utterances import DIGITS, OBJECTS, PLACES, bucket, fact, plain, utterance
+
+
+def test_no_voice_is_shared():
+    sets = [{name for part in registers.values() for name in part} for registers in speech.VARIANTS.values()]
+    assert len(set.union(*sets)) == sum(map(len, sets))
+    stems = [{name.rstrip("0123456789") for name in part if len(name) > 2} for part in sets]
+    assert len(set.union(*stems)) == sum(map(len, stems))
+
+
+def test_speaking_gives_clean_audio_and_unknown_voices_are_refused():
+    slow, fast = (speak("four seven one", Voice("en-us", "f3", rate)) for rate in (130, 260))
+    assert slow.dtype == np.float32 and np.isclose(np.abs(slow).max(), 0.7, atol=1e-3)
+    assert len(slow) > 1.3 * len(fast) and 0.3 < len(fast) / SAMPLE_RATE < 2
+    assert not np.array_equal(fast, speak("four seven one", Voice("en-us", "m3", 260)))
+    for name in (Voice("en-us", "nobody"), Voice("xx-nowhere", "f3")):
+        with pytest.raises(SynthesisError, match="does not know the voice"):
+            speak("hello", name)
+
+
+def test_resampling_keeps_a_tone_and_removes_what_does_not_fit():
+    time = np.arange(22050) / 22050
+    low = resample(np.sin(2 * np.pi * 440 * time).astype(np.float32), 22050)
+    assert len(low) == SAMPLE_RATE
+    expected = np.sin(2 * np.pi * 440 * np.arange(SAMPLE_RATE) / SAMPLE_RATE)
+    assert np.abs(low - expected)[200:-200].max() < 0.01
+    high = resample(np.sin(2 * np.pi * 9900 * time).astype(np.float32), 22050)
+    assert np.abs(high)[200:-200].max() < 0.05
+
+
+def test_trimming_cuts_both_ends():
+    waveform = np.concatenate([np.zeros(4000), np.ones(100), np.zeros(9000)]).astype(np.float32)
+    assert len(trim(waveform, margin=10)) == 120
+
+
+def test_german_agrees_with_its_nouns():
+    articles = {"den": "m", "die": "f", "das": "n"}
+    genders = {german.split()[1]: articles[german.split()[0]] for _, german in OBJECTS}
+    assert genders["ball"] == genders["schlüssel"] == genders["apfel"] == "m"
+    assert genders["tasse"] == genders["lampe"] == "f" and genders["buch"] == genders["brot"] == "n"
+    assert all(german.split()[-2] in articles for _, german in PLACES)
+    assert dict(PLACES)["next to the car"] == "neben das auto" and dict(PLACES)["behind the tree"] == "hinter den baum"
+
+
+def test_utterances_stay_in_their_split():
+    rng = np.random.default_rng(0)
+    for split in ("train", "val", "test"):
+        for language in ("en", "de"):
+            for kind in ("digits", "command"):
+                said = utterance(kind, language, split, rng)
+                assert bucket(said.translation or said.text) == split
+                assert said.text == plain(said.text) and (said.translation is not None) == (language == "en")
+                if kind == "digits":
+                    assert set(said.text.split()) <= set(DIGITS[language]) and 3 <= len(said.text.split()) <= 5
+
+
+def test_facts_contain_their_answer():
+    rng = np.random.default_rng(0)
+    for number in range(40):
+        for kind in speech.FACT_KINDS:
+            said = fact(kind, number, rng, distractor=number % 2 == 0)
+            answer = DIGITS["en"][int(said.answer)] if kind == "number" else said.answer
+            noun = said.question.split()[2] if kind == "number" else said.question.rstrip("?").split()[-1]
+            pattern = f"{answer} {noun}" if kind == "number" else f"the {noun} is {answer}"
+            assert pattern in said.statement and said.transcript == plain(said.transcript)
+
+
+@pytest.mark.parametrize("name", ["asr", "translation", "speakers", "spoken_facts", "spoken_image_qa"])
+def test_benchmarks_over_speech(name):
+    kinds: Counter[str] = Counter()
+    voices = {voice for part in speech.VARIANTS["test"].values() for voice in part}
+    for index in range(16):
+        record, members = getattr(speech, name)("test", index, 0)
+        waveform, rate = soundfile.read(io.BytesIO(members["audio.flac"]))
+        assert rate == SAMPLE_RATE and (len(waveform),) == record.media["audio"].size
+        assert len(waveform) <= speech.LONGEST and np.abs(waveform).max() < 1
+        assert set(record.meta["voices"]) <= voices and len(record.messages) == 2
+        assert record.messages[1].content[0].text == record.meta["answer"]
+        kinds[record.meta["answer"] if name == "speakers" else record.meta["question_type"]] += 1
+        if name == "speakers":
+            assert len(record.meta["voices"]) == {"one": 1, "two": 2}[record.meta["answer"]]
+        if name == "asr":
+            assert record.meta["answer"] == record.meta["transcript"]
+    assert len(kinds) >= 2
+    if name == "speakers":
+        assert kinds == {"one": 8, "two": 8}
+
+
+def test_a_spoken_training_dialogue_transcribes_its_clip():
+    for index in range(8):
+        record, _ = speech.speech("train", index, 0)
+        answers = [message.content[0].text for message in record.messages[1::2]]
+        assert record.meta["transcript"] in answers
+        assert sum(part.type == "audio" for message in record.messages for part in message.content) == 1
