@@ -88,7 +88,7 @@ class ChatText:
     def _tokenize_markup(self, roles: tuple[str, ...], generation_prompt: bool) -> Markup:
         texts = self._template_texts(roles, generation_prompt)
         for index, role in enumerate(roles):
-            if role == "assistant":
+            if role == "assistant" and index > 0:
                 prefix = self._template_texts(roles[:index], True)
                 if prefix != texts[: index + 1]:
                     raise ValueError(

@@ -11,10 +11,8 @@ import hashlib
 import io
 import json
 import os
-import tarfile
 import threading
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,7 +21,7 @@ import fsspec
 
 from data.records import RecordError
 from data.render import RenderError, rendered_length
-from data.shards import BLOCK, Sample, ShardError, assemble, open_shard, split_member_name
+from data.shards import BLOCK, Sample, assemble, open_shard, read_members
 from models.plan import BatchPlan
 
 INDEX_VERSION = 1
@@ -171,24 +169,10 @@ def build_index(shard: str) -> ShardIndex:
     """
     members: dict[str, dict[str, tuple[int, int]]] = {}
     tasks: dict[str, str] = {}
-    last = ""
-    with open_shard(shard) as stream:
-        try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for info in tar:
-                    if not info.isreg():
-                        raise ShardError(f"{shard}: expected regular files only, got '{info.name}'")
-                    key, name = split_member_name(shard, info.name)
-                    if (key != last and key in members) or name in members.get(key, {}):
-                        raise ShardError(f"{shard}: expected the members of '{key}' together and once each")
-                    members.setdefault(key, {})[name] = (info.offset_data, info.size)
-                    last = key
-                    if name == "json":
-                        file = tar.extractfile(info)
-                        assert file is not None
-                        tasks[key] = _task_of(file.read())
-        except (tarfile.TarError, EOFError) as error:
-            raise ShardError(f"{shard}: expected a complete tar file, got one that breaks off: {error}") from None
+    for key, name, info, data in read_members(shard):
+        members.setdefault(key, {})[name] = (info.offset_data, info.size)
+        if name == "json":
+            tasks[key] = _task_of(data)
     entries = tuple(Entry(key, tasks.get(key, ""), files) for key, files in members.items())
     return ShardIndex(shard, fingerprint(shard), entries)
 
@@ -303,8 +287,3 @@ def _write_sidecar(path: str, value: dict[str, Any]) -> None:
                 partial.unlink()
     except OSError as error:
         warnings.warn(f"{path}: cannot be written ({error}); the next run makes it again", stacklevel=3)
-
-
-def index_all(shards: Sequence[str]) -> list[ShardIndex]:
-    """The indices of several shards, in order."""
-    return [ensure_index(shard) for shard in shards]

@@ -11,13 +11,13 @@ import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import fsspec
 from braceexpand import braceexpand
-from webdataset.tariterators import tar_file_iterator
 from webdataset.writer import TarWriter
 
 from data.records import FILE_PATTERN, KEY_PATTERN, Record, RecordError
@@ -239,36 +239,46 @@ def open_shard(path: str) -> IO[bytes]:
     return stream
 
 
-def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+def read_members(path: str) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
+    """Every member of a shard: key, member name, header and bytes.
+
+    Raises:
+        ShardError: If the shard is cut short or damaged, a member belongs to no record, is there twice, or lies
+            apart from its key's others.
+    """
     seen: set[str] = set()
-    key, files = "", dict[str, bytes]()
+    key, names = "", set[str]()
     with open_shard(path) as stream:
-        for name, data in _members(path, stream):
-            member_key, file = split_member_name(path, name)
-            if member_key != key:
-                if files:
-                    yield key, files
-                if member_key in seen:
-                    raise ShardError(f"{path}: expected the members of '{member_key}' together, got them in two places")
-                seen.add(member_key)
-                key, files = member_key, {}
-            if file in files:
-                raise ShardError(f"{path}: expected one member '{name}', got two")
-            files[file] = data
-    if files:
-        yield key, files
+        try:
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                while (info := tar.next()) is not None:
+                    tar.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
+                    if info.isdir():
+                        continue
+                    file = tar.extractfile(info) if info.isreg() else None
+                    if file is None:
+                        raise ShardError(f"{path}: expected regular files, got '{info.name}', which is none")
+                    member_key, name = split_member_name(path, info.name)
+                    if member_key != key:
+                        if member_key in seen:
+                            raise ShardError(f"{path}: expected the members of '{member_key}' together, got two places")
+                        seen.add(member_key)
+                        key, names = member_key, set()
+                    if name in names:
+                        raise ShardError(f"{path}: expected one member '{info.name}', got two")
+                    names.add(name)
+                    yield key, name, info, file.read()
+                end = tar.offset
+        except (tarfile.TarError, EOFError) as error:
+            raise ShardError(f"{path}: expected a complete tar file, got one that breaks off: {error}") from None
+        stream.seek(end)  # tarfile takes a damaged header for the end
+        if stream.read(len(_END)) != _END:
+            raise ShardError(f"{path}: expected a member or the end at byte {end}, got a damaged header")
 
 
-def _members(path: str, stream: IO[bytes]) -> Iterator[tuple[str, bytes]]:
-    try:
-        for item in tar_file_iterator(_as_tar_stream(stream)):
-            yield item["fname"], item["data"]
-    except (tarfile.TarError, EOFError) as error:
-        raise ShardError(f"{path}: expected a complete tar file, got one that breaks off: {error}") from None
-
-
-def _as_tar_stream(stream: IO[bytes]) -> Any:
-    return stream  # webdataset annotates its file object as TarFile
+def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for key, members in groupby(read_members(path), key=lambda member: member[0]):
+        yield key, {name: data for _, name, _, data in members}
 
 
 def _matches(path: str) -> list[str]:

@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import json
+import os
+import pickle
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from data.index import (
+    ShardReader,
+    StaleIndexError,
+    build_index,
+    ensure_index,
+    ensure_lengths,
+    index_path,
+    lengths_path,
+    load_index,
+    load_lengths,
+)
+from data.records import RecordError
+from data.shards import ShardError, ShardWriter, expand, read_samples
+from models.plan import BatchPlan
+from tests.data.conftest import audio_sample, damaged, image_sample, text_record
+
+
+def test_random_access_equals_reading_in_order(shards: Path) -> None:
+    indices = [ensure_index(path) for path in expand(shards)]
+    samples = list(read_samples(shards))
+    places = [(index, position) for index in indices for position in range(len(index))]
+    assert [index.entries[position].task for index, position in places] == [sample.record.task for sample in samples]
+    reader = ShardReader()
+    for number in reversed(range(len(samples))):
+        assert reader.read(*places[number]) == samples[number]
+    copy = pickle.loads(pickle.dumps(reader))
+    assert copy.read(*places[7]) == samples[7]
+
+
+def test_a_sidecar_is_read_back_and_ignores_time_stamps(shards: Path) -> None:
+    path = expand(shards)[0]
+    index = ensure_index(path)
+    os.utime(path, (1, 1))
+    assert load_index(path) == index == build_index(path)
+
+
+def test_a_stale_index_is_refused_and_remade(shards: Path, tmp_path: Path) -> None:
+    path = expand(shards)[0]
+    ensure_index(path)
+    with ShardWriter(tmp_path / "other", "mixed", 100) as writer:
+        for number in range(20):
+            writer.write(text_record(f"other-{number}"), {})
+    Path(path).write_bytes(writer.paths[0].read_bytes())
+    with pytest.raises(StaleIndexError, match=r"mixed-000000\.tar\.idx: expected a sidecar of"):
+        load_index(path)
+    with pytest.warns(UserWarning, match="making it anew"):
+        index = ensure_index(path)
+    assert [entry.key for entry in index.entries] == [f"other-{number}" for number in range(20)]
+    assert load_index(path) == index
+
+
+def test_a_shard_that_changed_after_indexing_is_noticed_on_reading(shards: Path) -> None:
+    path = Path(expand(shards)[0])
+    index = ensure_index(str(path))
+    entry = index.entries[3]
+    offset = entry.members["json"][0]
+    data = bytearray(path.read_bytes())
+    data[offset - 512 : offset - 508] = b"zzzz"
+    path.write_bytes(data)
+    with pytest.raises(StaleIndexError, match=f"expected '{entry.key}.json'"):
+        ShardReader().read(index, 3)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 99}'])
+def test_a_damaged_sidecar_is_refused(shards: Path, content: bytes) -> None:
+    path = expand(shards)[0]
+    Path(index_path(path)).write_bytes(content)
+    with pytest.raises(StaleIndexError, match="idx"):
+        load_index(path)
+
+
+def test_a_cut_shard_is_not_indexed(shards: Path) -> None:
+    path = Path(expand(shards)[0])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ShardError, match="cut short"):
+        ensure_index(str(path))
+    assert not Path(index_path(str(path))).exists()
+
+
+def test_lengths_belong_to_one_plan(shards: Path, plan: BatchPlan) -> None:
+    index = ensure_index(expand(shards)[0])
+    lengths = ensure_lengths(index, plan, ShardReader())
+    assert load_lengths(index, plan.hash) == lengths and not lengths.errors and min(lengths.tokens) > 0
+    coarse = replace(plan, token_rules={**plan.token_rules, "image": plan.token_rules["audio"]})
+    assert coarse.hash != plan.hash
+    other = ensure_lengths(index, coarse, ShardReader())
+    assert other.tokens != lengths.tokens
+    Path(lengths_path(index.path, coarse.hash)).write_bytes(Path(lengths_path(index.path, plan.hash)).read_bytes())
+    with pytest.raises(StaleIndexError, match=plan.hash):
+        load_lengths(index, coarse.hash)
+    with pytest.warns(UserWarning, match="making it anew"):
+        assert ensure_lengths(index, coarse, ShardReader()) == other
+
+
+def test_bad_records_are_indexed_and_told(tmp_path: Path, plan: BatchPlan) -> None:
+    record, members = image_sample("image-0")
+    unknown = damaged(record, messages=(record.messages[0], *audio_sample("x")[0].messages[1:]), key="image-1")
+    call = replace(record.messages[1].content[1], task="nonsense")
+    unknown = damaged(unknown, messages=(record.messages[0], replace(record.messages[1], content=(call,))))
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write(record, members)
+        writer.write(unknown, members)
+        writer.write(text_record("text-0"), {})
+    path = writer.paths[0]
+    data = path.read_bytes()
+    path.write_bytes(data.replace(b'"split":"train","targets":{}', b'"split":"tra\xfen","targets":{}'))
+    index = ensure_index(str(path))
+    lengths = ensure_lengths(index, plan, ShardReader())
+    assert [tokens > 0 for tokens in lengths.tokens] == [True, False, False]
+    assert "unknown task 'nonsense'" in lengths.errors[1] and "text-0" in lengths.errors[2]
+    with pytest.raises(RecordError, match="text-0"):
+        ShardReader().read(index, 2)
+    assert json.loads(Path(lengths_path(str(path), plan.hash)).read_text())["plan"] == plan.hash
