@@ -25,9 +25,10 @@ def validate_config(config: Mapping[str, Any], extra_classes: Iterable[str] = ()
         ValueError: For a class path that is not allowed (checked before anything is imported), a misspelt argument or a
             wrong type; the message names the key path.
     """
-    check_class_paths(dict(config), extra=extra_classes)
+    plain = plain_config(config)  # a deep copy: the parser writes its own objects into what it is given
+    check_class_paths(plain, extra=extra_classes)
     try:
-        return _parser().parse_object({"generalist": dict(config)})
+        return _parser().parse_object({"generalist": plain})
     except Exception as error:  # jsonargparse raises its own and the types' errors alike
         raise ValueError(f"configuration of the Generalist: {error}") from error
 
@@ -38,6 +39,17 @@ def build_generalist(config: Mapping[str, Any], extra_classes: Iterable[str] = (
     generalist = _parser().instantiate(typed)["generalist"]
     assert isinstance(generalist, Generalist)
     return generalist
+
+
+def plain_config(config: Any) -> Any:
+    """The configuration as plain mappings and lists, whatever a parser made of it."""
+    if isinstance(config, Namespace):
+        return plain_config(vars(config))
+    if isinstance(config, Mapping):
+        return {name: plain_config(value) for name, value in config.items()}
+    if isinstance(config, list | tuple):
+        return [plain_config(value) for value in config]
+    return config
 
 
 def _parser() -> ArgumentParser:

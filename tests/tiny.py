@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from data.media import RawMedia
+from data.media import RawMedia, encode_flac, encode_graph, encode_mask, encode_png
 from data.records import Media, Message, Part, Record, Target
 from data.render import Rendered, render
+from data.shards import ShardWriter
 from layers.media import Audio, Graph
 from models.build import build_generalist
 from models.generalist import Generalist
@@ -245,3 +248,55 @@ def rendered(name: str, plan: BatchPlan, seed: int = 0) -> Rendered:
     record, targets = sample(name)
     media = {key: value for key, value in raw_media(seed).items() if key in record.media}
     return render(record, media, plan, targets)
+
+
+def write_shard(directory: Path, names: tuple[str, ...] = SAMPLES, copies: int = 2) -> Path:
+    """A shard with ``copies`` records of each kind, their media and targets as members."""
+    with ShardWriter(directory, "tiny") as writer:
+        for number in range(copies):
+            raw = raw_media(number)
+            encoded = {
+                "scene.png": encode_png(raw["scene"]),
+                "clip.flac": encode_flac(raw["clip"].waveform),
+                "first.json": encode_graph(raw["first"]),
+                "second.json": encode_graph(raw["second"]),
+            }
+            for name in names:
+                record, values = sample(name)
+                targets, members = {}, {item.file: encoded[item.file] for item in record.media.values()}
+                for key, value in values.items():
+                    kind = "image" if isinstance(value, torch.Tensor) and value.ndim == 3 else record.targets[key].type
+                    if kind == "image":
+                        members[f"{key}.png"] = encode_png(value)
+                        targets[key] = Target("image", file=f"{key}.png")
+                    else:
+                        targets[key] = Target(kind, value=encode_mask(value) if kind == "mask" else value)
+                writer.write(replace(record, key=f"{name}-{number}", targets=targets), members)
+    return directory / "tiny-000000.tar"
+
+
+def training_arguments(root: Path, shard: Path, steps: int, **init_args: Any) -> list[str]:
+    """Command line of ``train.py`` for the tiny Generalist."""
+    config = {
+        "model": {
+            "class_path": "training.recipe.Recipe",
+            "init_args": {"generalist": tiny_config(root.parent), "trainable": ["."], "warmup_steps": 2, **init_args},
+        },
+        "data": {
+            "class_path": "data.datamodule.PackedDataModule",
+            "init_args": {"sources": [{"path": str(shard)}], "max_tokens": 256, "packs_per_step": 2},
+        },
+        "trainer": {
+            "default_root_dir": str(root),
+            "max_steps": steps,
+            "accelerator": "cpu",
+            "limit_val_batches": 0,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "callbacks": [{"class_path": "training.callbacks.ResumePoint", "init_args": {"every_n_steps": 2}}],
+        },
+    }
+    root.mkdir(parents=True, exist_ok=True)
+    path = root / "run.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return ["fit", "--config", str(path)]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from layers.batch import Batch, Step
 from layers.head import LossTerm
-from models.build import build_generalist, validate_config
+from models.build import build_generalist, plain_config, validate_config
 from models.checkpoint import WEIGHTS, CheckpointError, save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist
 from models.plan import BatchPlan
@@ -46,7 +46,8 @@ class Recipe(L.LightningModule):
     accumulation and the number of processes change nothing.
 
     Args:
-        generalist: Arguments of :class:`models.generalist.Generalist`; nested parts are ``{class_path, init_args}``.
+        generalist: Arguments of :class:`models.generalist.Generalist`; nested parts are ``{class_path, init_args}``. A
+            plain dictionary: with typed values the command line would build the parts before the strategy is ready.
         trainable: Patterns (``re.search``) of the parameters that are trained; the rest is frozen, and a part that is
             frozen as a whole stays in eval mode.
         init_from: Weights to begin with, in order.
@@ -63,7 +64,7 @@ class Recipe(L.LightningModule):
 
     def __init__(
         self,
-        generalist: dict[str, Any],
+        generalist: dict,
         trainable: list[str],
         init_from: list[InitFrom] | None = None,
         learning_rate: float = 1e-3,
@@ -78,9 +79,9 @@ class Recipe(L.LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.save_hyperparameters()
-        validate_config(generalist)
-        self.generalist_config = generalist
+        self.generalist_config: dict[str, Any] = plain_config(generalist)
+        self.save_hyperparameters(ignore=["generalist", "init_from"])
+        validate_config(self.generalist_config)
         self.trainable = trainable
         self.init_from = init_from or []
         self.learning_rate = learning_rate

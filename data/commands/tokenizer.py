@@ -13,6 +13,8 @@ from data.shards import expand, read_samples
 from models.tokenizer import save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 
+HELP = "train a tokenizer on the text of shards, with a model's task tokens added"
+
 
 def record_texts(record: Record) -> Iterator[str]:
     """Every text that a model reads or writes in a record: text parts and call prompts."""
@@ -21,14 +23,12 @@ def record_texts(record: Record) -> Iterator[str]:
             yield part.text or part.prompt
 
 
-def add_subcommand(subparsers: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Register the command."""
-    parser = subparsers.add_parser("tokenizer", help="train a tokenizer on the text of shards", description=__doc__)
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
     parser.add_argument("--data", required=True, nargs="+", help="shards: folders, globs or brace patterns")
     parser.add_argument("--config", required=True, type=Path, help="YAML with model.init_args.generalist.tasks")
     parser.add_argument("--out", required=True, type=Path, help="folder of the tokenizer")
     parser.add_argument("--vocab-size", type=int, default=1024, help="ids of ordinary text (default: %(default)s)")
-    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
