@@ -37,7 +37,7 @@ class AnswerBenchmark(Benchmark):
         split: Which split is asked.
         without: Control -> why it is not measured.
         macro: The metric is the unweighted mean over question types instead of the mean over samples.
-        part: Entry of the meta that makes the parts.
+        part: Entry of the meta that makes the parts; the constant control never sees it, only the question type.
         cluster: Entry of the meta whose values make dependent samples.
     """
 
@@ -76,14 +76,14 @@ class AnswerBenchmark(Benchmark):
         return not prediction.failed and exact_match(prediction.text, prediction.answer)
 
     def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """Each part's most frequent validation answer."""
+        """Each question type's most frequent validation answer."""
         answers: dict[str, list[str]] = {}
-        part = meta_part(self.part)
+        kind = meta_part("question_type")
         for row in self.validation:
-            answers.setdefault(part(row), []).append(normalise_answer(row.answer))
+            answers.setdefault(kind(row), []).append(normalise_answer(row.answer))
         best = {name: majority(own) for name, own in answers.items()}
         fallback = majority(answer for own in answers.values() for answer in own)
-        return [says(row, best.get(part(row), fallback)) for row in predictions]
+        return [says(row, best.get(kind(row), fallback)) for row in predictions]
 
 
 class TranscriptBenchmark(Benchmark):

@@ -116,12 +116,12 @@ def bootstrap(
     names, inverse = _number(clusters if clusters is not None else range(num_samples))
     if names < 2:
         return None
-    members = [np.flatnonzero(inverse == name) for name in range(names)]
+    members = [np.flatnonzero(inverse == name) for name in range(names)] if names < num_samples else []
     generator = np.random.default_rng(seed)
     values = []
     for _ in range(num_resamples):
         picked = generator.integers(names, size=names)
-        value = statistic(np.concatenate([members[name] for name in picked]))
+        value = statistic(np.concatenate([members[name] for name in picked]) if members else picked)
         if np.isfinite(value):
             values.append(value)
     return float(np.std(values, ddof=1)) if len(values) > 1 else None

@@ -50,6 +50,13 @@ def test_image_qa_is_the_mean_over_types(tmp_path: Path) -> None:
     assert value(benchmark, benchmark.constant(rows), "image_qa") == pytest.approx(0.75)
 
 
+def test_the_constant_answer_does_not_see_the_reference(tmp_path: Path) -> None:
+    samples = [answer_sample("speakers", i, "one" if i % 2 else "two", "speakers") for i in range(6)]
+    benchmark, rows, scores = run(tmp_path, "speakers", samples)
+    assert set(scores["speakers"].parts) == {"one", "two"}
+    assert value(benchmark, benchmark.constant(rows), "speakers") == 0.5
+
+
 def test_box_from_the_head_and_from_the_tokens(tmp_path: Path) -> None:
     benchmark, rows, scores = run(tmp_path, "box", [box_sample(i, [2.0, 2.0, 12.0 + i, 12.0]) for i in range(4)])
     assert scores["box_acc50"].value == scores["box_acc50_tokens"].value == 1.0
