@@ -99,6 +99,9 @@ class FlowImageHead(Head):
         pixel_std: Standard deviation per channel of the encoder's normalisation.
     """
 
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
     def __init__(
         self,
         state_size: int,
@@ -106,7 +109,7 @@ class FlowImageHead(Head):
         num_queries: int = 4,
         canvas_size: tuple[int, int] = (32, 32),
         source_tasks: Sequence[str] = ("edit",),
-        channels: Sequence[int] = (48, 64, 96),
+        channels: Sequence[int] = (32, 48, 64),
         patch_size: int = 2,
         num_steps: int = 8,
         source_noise: float = 0.1,
