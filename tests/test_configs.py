@@ -1,0 +1,62 @@
+"""Every shipped configuration: the quickstart's and debug's run two steps, every other is built on the meta device."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from data.__main__ import main as data_main
+from eval.__main__ import main as eval_main
+from models.build import build_generalist
+from models.checkpoint import load_checkpoint
+from train import main as train_main
+from training.optimizer import set_trainable
+from training.quickstart import STAGES, TOWERS, phases
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+RUN_HERE = {"quickstart", "debug"}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder with a hundredth of the quickstart's data and its tokenizer."""
+    run = tmp_path_factory.mktemp("run")
+    commands = {phase.name: phase.commands for phase in phases(run, 0, 0.01, "32-true")}
+    for phase in ("data", "tokenizer"):
+        assert data_main(list(commands[phase][0][3:])) == 0
+    return run
+
+
+def test_the_quickstart_in_two_steps_per_stage(run: Path) -> None:
+    planned = {phase.name: phase for phase in phases(run, 0, 0.01, "32-true")}
+    quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    for name in (*TOWERS, *STAGES):
+        train_main([*planned[name].commands[0][2:], *quick, "--data.init_args.num_workers=0"])
+    checkpoint = run / "stage2_instruction" / "checkpoint"
+    generalist = load_checkpoint(checkpoint)
+    assert all(parameter.isfinite().all() for parameter in generalist.parameters())
+    predict = ["predict", "--checkpoint", str(checkpoint), "--data", str(run / "data"), "--split", "test"]
+    out = run / "predictions.jsonl"
+    assert eval_main([*predict, "--benchmark", "box,asr,link", "--limit", "2", "--out", str(out)]) == 0
+    assert len(out.read_text().splitlines()) == 1 + 3 * 2
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "debug").glob("*.yaml")), ids=lambda path: path.stem)
+def test_debug_configs_run_two_steps(run: Path, tmp_path: Path, path: Path) -> None:
+    config = tmp_path / path.name
+    config.write_text(path.read_text().replace("runs/quickstart", str(run)).replace("runs/debug", str(tmp_path)))
+    quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
+    train_main(["fit", "--config", str(config), *quick])
+    assert list(tmp_path.rglob("model.safetensors"))
+
+
+def test_every_config_is_covered_by_a_run_or_a_build() -> None:
+    quickstart = {path.stem for path in (CONFIGS / "quickstart").glob("*.yaml")}
+    assert quickstart == {"model", *TOWERS, *STAGES}
+    others = [p for p in CONFIGS.rglob("*.yaml") if p.relative_to(CONFIGS).parts[0] not in RUN_HERE]
+    for path in others:
+        config = yaml.safe_load(path.read_text())["model"]["init_args"]
+        with torch.device("meta"):
+            generalist = build_generalist(config["generalist"])
+        set_trainable(generalist, config["trainable"])
