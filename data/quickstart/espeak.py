@@ -81,6 +81,7 @@ class _Engine:
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
             self.library.espeak_SetParameter(parameter, int(value), 0)
         self.chunks = []
+        self.library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # seeded by the clock otherwise: breath would differ
         data = text.encode() + b"\0"
         if self.library.espeak_Synth(data, ctypes.c_size_t(len(data)), 0, 1, 0, _UTF8, None, None) != 0:
             raise SynthesisError(f"espeak-ng failed to speak {text!r} as '{name}'")
