@@ -104,7 +104,7 @@ class Asker:
             return []
         try:
             blank = zeroed_for_heads if self.control == "zeroed" else None
-            return self.session.generate(conversations, self._feature_transform, head_media_transform=blank)
+            return [*self.session.generate(conversations, self._feature_transform, head_media_transform=blank)]
         except ValueError as error:
             if len(conversations) == 1:
                 return [str(error)]

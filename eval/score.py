@@ -85,7 +85,7 @@ def write_scores(scores: Scores, path: str | Path) -> None:
     """Write the flat JSON object."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(scores, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(scores, indent=1, ensure_ascii=False) + "\n")
 
 
 def verdict(metric: str, entry: Mapping[str, Any]) -> tuple[str, bool | None]:

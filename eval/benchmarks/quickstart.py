@@ -73,8 +73,9 @@ def quickstart_benchmarks(data: str | Path, split: str = "test", names: Iterable
         ),
     ]
     known = {benchmark.name: benchmark for benchmark in benchmarks}
-    unknown = sorted(set(names) - set(known))
+    names = set(names)
+    unknown = sorted(names - set(known))
     if unknown:
         raise ValueError(f"benchmark: expected one of {sorted(known)}, got {unknown}")
-    wanted = list(dict.fromkeys(names)) or list(known)
-    return {name: known[name] for name in wanted}
+    wanted = names or set(known)
+    return {name: benchmark for name, benchmark in known.items() if name in wanted}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -26,11 +27,12 @@ MASK_LEGEND = (
     '<div class="legend"><span><i style="border-color:#ff5fd2"></i>predicted mask</span><span><i></i>outline of the '
     "reference</span></div>"
 )
+_SHOWN = re.compile(r"\[(image|audio|graph)\] ?")  # the card shows them
 _TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
 
 
 def choose(benchmark: Benchmark, predictions: Sequence[Prediction], each: int = 3) -> list[tuple[Prediction, bool]]:
-    """Right and wrong examples, spread evenly over the log and chosen by nothing else.
+    """Right and wrong examples, drawn by the hash of their keys and by nothing else.
 
     Args:
         benchmark: Says what is right.
@@ -40,14 +42,14 @@ def choose(benchmark: Benchmark, predictions: Sequence[Prediction], each: int = 
     judged = [(row, benchmark.right(row)) for row in predictions]
     right, wrong = [item for item in judged if item[1]], [item for item in judged if not item[1]]
     num_wrong = min(len(wrong), max(each, 2 * each - len(right)))
-    return _spread(right, 2 * each - num_wrong) + _spread(wrong, num_wrong)
+    return _draw(right, 2 * each - num_wrong) + _draw(wrong, num_wrong)
 
 
 def card(prediction: Prediction, right: bool, sample: Sample) -> str:
     """One example as HTML."""
     tag = f'<span class="tag {"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
     kind = escape(str(prediction.meta.get("question_type", prediction.benchmark)))
-    question = prediction.prompt.removeprefix("user: ")
+    question = _SHOWN.sub("", prediction.prompt.removeprefix("user: ")).strip() or "(spoken)"
     parts = [
         f'<div class="top"><span class="small soft">{kind}</span>{tag}</div>',
         f'<p class="question">{escape(question)}</p>',
@@ -58,9 +60,8 @@ def card(prediction: Prediction, right: bool, sample: Sample) -> str:
     return f'<article class="card">{"".join(parts)}</article>'
 
 
-def _spread(items: Sequence[tuple[Prediction, bool]], number: int) -> list[tuple[Prediction, bool]]:
-    number = min(number, len(items))
-    return [items[index * len(items) // number] for index in range(number)]
+def _draw(items: Sequence[tuple[Prediction, bool]], number: int) -> list[tuple[Prediction, bool]]:
+    return sorted(items, key=lambda item: hashlib.sha256(item[0].key.encode()).digest())[:number]
 
 
 def _media(prediction: Prediction, sample: Sample) -> str:
@@ -91,9 +92,10 @@ def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]
     """The input image with boxes and masks drawn, then generated pictures; and the legends."""
     targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
     results = [item for item in prediction.results if item is not None]
-    boxes: list[Overlay] = [("reference", target["value"]) for target in targets if target["type"] == "box"]
-    boxes += [("tokens", region["box_xyxy"]) for region in _regions(prediction.calls)] if boxes else []
-    boxes += [("head", item["boxes_xyxy"][0]) for item in results if item["type"] == "boxes" and item["boxes_xyxy"]]
+    right: list[Overlay] = [("reference", target["value"]) for target in targets if target["type"] == "box"]
+    boxes: list[Overlay] = [("head", r["boxes_xyxy"][0]) for r in results if r["type"] == "boxes" and r["boxes_xyxy"]]
+    boxes += [("tokens", region["box_xyxy"]) for region in _regions(prediction.calls)] if right else []
+    boxes += right
     references = [decode_mask(target["value"]) for target in targets if target["type"] == "mask"]
     masks = [decode_mask(item["mask"]) for item in results if item["type"] == "mask"]
     layer = mask_layer(masks[0] if masks else None, references[0]) if references else None

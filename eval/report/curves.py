@@ -91,12 +91,12 @@ def _title(name: str) -> tuple[str, bool]:
     for prefix in ("val/", "train/"):
         if name.startswith(prefix):
             short = name.removeprefix(prefix).removeprefix("loss_")
-            return (short if short != "loss" else "loss"), prefix == "val/"
-    return name, False
+            return short.replace("_", " "), prefix == "val/"
+    return name.replace("lr-", "learning rate ").replace("_", " "), False
 
 
 def _importance(panel: Panel) -> tuple[int, str]:
-    if panel.title.startswith(("lr", "speed/", "data/")) or panel.title == "grad_norm":
+    if panel.title.startswith(("learning rate", "speed/", "data/")) or panel.title == "grad norm":
         return 2, panel.title
     return (0 if panel.title in ("token", "loss") else 1), panel.title
 
@@ -114,7 +114,13 @@ def _range(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _short(value: float) -> str:
-    return f"{value:.3g}" if abs(value) < 1e4 else f"{value / 1000:.3g}k"
+    size = abs(value)
+    if size >= 1000:
+        return f"{value / 1000:.3g}k"
+    if size >= 0.001 or size == 0:
+        return f"{value:.3g}"
+    mantissa, exponent = f"{value:.0e}".split("e")
+    return f"{mantissa}e{int(exponent)}"
 
 
 def _number(cell: str | None) -> float | None:

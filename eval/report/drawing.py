@@ -41,7 +41,7 @@ def picture(image: Tensor, caption: str = "", boxes: Sequence[Overlay] = (), lay
     images = "".join(
         f'<image href="{data_address(png, "image/png")}" width="{width}" height="{height}"/>' for png in layers
     )
-    shapes = "".join(_rectangle("under", box) + _rectangle(name, box) for name, box in boxes)
+    shapes = "".join(_rectangle(name, box) for name, box in boxes)
     label = escape(caption or "picture", quote=True)
     svg = f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{images}{shapes}</svg>'
     return f"<figure>{svg}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"

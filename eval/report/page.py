@@ -212,9 +212,7 @@ def _examples(log: LogContents, data: str | Path | None, scores: Scores) -> str:
     for row in log.predictions:
         by_benchmark.setdefault(row.benchmark, []).append(row)
     benchmarks = quickstart_benchmarks(data or log.header.info["data"], log.header.identity["split"], by_benchmark)
-    sections = [
-        '<p class="soft small">Right and wrong ones, spread evenly over each test set and picked by nothing else.</p>'
-    ]
+    sections = ['<p class="soft small">Right and wrong ones, up to three of each, drawn at random and not by hand.</p>']
     for name, benchmark in benchmarks.items():
         if benchmark.data_sha256 != log.header.identity["data_sha256"].get(name, benchmark.data_sha256):
             raise LogError(f"benchmark '{name}' in {benchmark.data} is not the data that {log.path} was predicted on")
