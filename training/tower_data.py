@@ -173,8 +173,8 @@ def load_items(paths: Sequence[str], plan: TowerPlan, max_items: int | None) -> 
             errors.append(f"record '{sample.key}': {error}")
         if max_items is not None and len(items) >= max_items:
             break
-    for error in errors[:5]:
-        rank_zero_info(f"left out: {error}")
+    for message in errors[:5]:
+        rank_zero_info(f"left out: {message}")
     return items[:max_items], len(errors)
 
 

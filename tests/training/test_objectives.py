@@ -291,6 +291,23 @@ def test_undecodable_media_and_records_are_counted(tmp_path: Path) -> None:
         TowerData(str(tmp_path), str(tmp_path), batch_size=9, plan=_recipe("image").plan()).setup("fit")
 
 
+@pytest.mark.parametrize("kind", ["image", "audio", "graph"])
+def test_mixed_precision_gives_nearly_the_same_losses(tmp_path: Path, kind: str) -> None:
+    shards, recipe = _write(tmp_path, kind, 4), _recipe(kind).eval()
+    data = TowerData(shards, shards, batch_size=4, plan=recipe.plan())
+    data.setup("fit")
+    batch = next(iter(data.val_dataloader()))
+    torch.manual_seed(0)
+    exact = recipe._compare(batch).losses
+    torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = recipe._compare(batch).losses
+    sum(term.total / max(term.count, 1) for term in mixed.values()).backward()
+    for name, term in exact.items():
+        torch.testing.assert_close(mixed[name].total.float(), term.total, rtol=0.05, atol=0.05 * max(term.count, 1))
+    assert all(p.grad.isfinite().all() for p in recipe.parameters() if p.grad is not None)
+
+
 def test_width_of_the_objective_is_checked() -> None:
     with pytest.raises(ValueError, match="features of width 16, got 8"):
         TowerRecipe(_tiny_vision(), DenseSceneObjective(8))
@@ -317,5 +334,5 @@ def test_scene_objective_learns() -> None:
         optimizer.zero_grad()
         sum(losses.values()).backward()
         optimizer.step()
-        history.append({name: float(value) for name, value in losses.items()})
+        history.append({name: float(value.detach()) for name, value in losses.items()})
     assert all(history[-1][name] < 0.7 * history[0][name] for name in ("digit", "colour", "box", "centre"))
