@@ -11,8 +11,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
+import yaml
 
 from training.phases import (
     Phase,
@@ -76,15 +78,15 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         python: The interpreter.
     """
     configs = {name: _own_config(name, run) for name in ("model", *TOWERS, *STAGES)}
+    folders = {name: Path(_settings(configs[name])["trainer"]["default_root_dir"]) for name in (*TOWERS, *STAGES)}
     data, checkpoint, predictions = run / "data", run / "checkpoint", run / "predictions"
     module = (python, "-m")
 
     def fit(name: str, needs: tuple[str, ...], with_model: bool) -> Phase:
         files = (configs["model"], configs[name]) if with_model else (configs[name],)
         chosen = [argument for file in files for argument in ("--config", str(file))]
-        fixed = ("--trainer.default_root_dir", str(run / name), "--seed_everything", str(seed))
-        command = (python, str(ROOT / "train.py"), "fit", *chosen, *fixed)
-        return Phase(name, (command,), files, (run / name,), needs, options=("--trainer.precision", precision))
+        command = (python, str(ROOT / "train.py"), "fit", *chosen, "--seed_everything", str(seed))
+        return Phase(name, (command,), files, (folders[name],), needs, options=("--trainer.precision", precision))
 
     shared = ("--checkpoint", str(checkpoint), "--data", str(data), "--split", "test")
     predict = (*module, "eval", "predict", *shared, "--benchmark")
@@ -110,7 +112,7 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             "checkpoint",
             (
                 ("rm", "-rf", str(checkpoint)),
-                ("cp", "-R", str(run / "stage2_instruction" / "checkpoint"), str(checkpoint)),
+                ("cp", "-R", str(folders["stage2_instruction"] / "checkpoint"), str(checkpoint)),
             ),
             outputs=(checkpoint,),
             needs=("stage2_instruction",),
@@ -183,6 +185,11 @@ def _own_config(name: str, run: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     return path
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    value: dict[str, Any] = yaml.safe_load(config.read_text())
+    return value
 
 
 def _print_estimates(planned: Sequence[Phase], stamps: Stamps, speed: Speed, scale: float) -> None:

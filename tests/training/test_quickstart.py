@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
 import pytest
 
+from data.__main__ import COMMANDS
+from data.commands import quickstart as data_command
+from data.commands import tokenizer as tokenizer_command
 from training import quickstart
 from training.phases import Phase
 from training.precision import Speed
@@ -19,7 +23,8 @@ def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "configs"
     folder.mkdir()
     for name in ("model", *quickstart.TOWERS, *quickstart.STAGES):
-        (folder / f"{name}.yaml").write_text(f"data: runs/quickstart/data\nname: {name}\n")
+        text = f"data: runs/quickstart/data\ntrainer: {{default_root_dir: runs/quickstart/{name}-folder}}\n"
+        (folder / f"{name}.yaml").write_text(text)
     monkeypatch.setattr(quickstart, "CONFIGS", folder)
     monkeypatch.setattr(quickstart, "choose_precision", lambda: SPEED)
 
@@ -39,7 +44,9 @@ def test_a_run_has_its_own_folder_in_its_configurations(tmp_path: Path) -> None:
     run = tmp_path / "other"
     phases = make(run)
     text = (run / "configs" / "stage2_instruction.yaml").read_text()
-    assert text == f"data: {run.as_posix()}/data\nname: stage2_instruction\n"
+    assert f"data: {run.as_posix()}/data" in text
+    assert phases["stage2_instruction"].outputs == (run / "stage2_instruction-folder",)
+    assert str(run / "stage2_instruction-folder" / "checkpoint") in phases["checkpoint"].commands[1]
     (command,) = phases["stage2_instruction"].commands
     assert command[2] == "fit"
     assert [command[i + 1] for i, word in enumerate(command) if word == "--config"] == [
@@ -61,6 +68,17 @@ def test_the_evaluation_speaks_the_language_of_its_program(tmp_path: Path) -> No
     assert [item.constrained for item in parsed[:6]] == [False, True, False, False, False, False]
     assert parsed[6].files == [item.out for item in parsed[:6]]
     assert parsed[7].run_dir == tmp_path / "run"
+
+
+def test_the_data_commands_are_those_of_their_program(tmp_path: Path) -> None:
+    phases = make(tmp_path / "run")
+    for name, module in (("data", data_command), ("tokenizer", tokenizer_command)):
+        (command,) = phases[name].commands
+        assert command[1:3] == ("-m", "data")
+        assert command[3] in COMMANDS
+        parser = argparse.ArgumentParser()
+        module.configure(parser)
+        assert parser.parse_args(command[4:]).out
 
 
 def test_estimates_go_with_the_measured_speed() -> None:
