@@ -40,6 +40,17 @@ def test_every_mixture_trains(generalist: Generalist, names: list[str]) -> None:
         assert any(p.grad.abs().sum() > 0 for p in generalist.heads[head].parameters()), head
 
 
+def test_mixed_precision_trains_every_head(generalist: Generalist) -> None:
+    plan = generalist.plan()
+    batch = pack([rendered(name, plan) for name in SAMPLES], plan)
+    generalist.train().zero_grad()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        losses = generalist(batch)
+        total(losses, {name: term.count for name, term in losses.items()}).backward()
+    assert all(parameter.dtype == torch.float32 for parameter in generalist.parameters())
+    assert all(p.grad.isfinite().all() for p in generalist.parameters() if p.grad is not None)
+
+
 def test_packed_equals_single_samples(tmp_path: Path) -> None:
     model = tiny_generalist(tmp_path).double().train()
     plan = model.plan()
