@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import json
+from collections import Counter
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+
+from data.datamodule import PackedDataModule
+from data.packing import merge_counts
+from data.quarantine import BadSample, Quarantine, QuarantineError
+from data.shards import ShardWriter, expand
+from data.stream import PackSchedule, Parcel, SampleSet, Source, StepDataset
+from layers.batch import Batch, Step
+from models.plan import BatchPlan
+from tests.data.conftest import audio_sample, graph_sample, image_sample, text_record
+
+
+def _module(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
+    arguments = {"max_tokens": 256, "packs_per_step": 2, "seed": 3, "cache": True, **changes}
+    return PackedDataModule([Source(str(shards))], plan=plan, **arguments)
+
+
+def _keys(steps: Any, count: int) -> list[list[list[str]]]:
+    return [[batch.keys for batch in step.packs] for step in islice(iter(steps), count)]
+
+
+def _equal(first: Any, second: Any) -> bool:
+    if isinstance(first, torch.Tensor):
+        return isinstance(second, torch.Tensor) and first.dtype == second.dtype and torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(_equal(first[name], second[name]) for name in first)
+    if isinstance(first, list):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if hasattr(first, "__dict__") and not hasattr(first, "grid"):
+        return _equal(vars(first), vars(second))
+    return bool(first == second)
+
+
+def test_a_step_carries_the_counts_of_its_packs(shards: Path, plan: BatchPlan) -> None:
+    for step in islice(_module(shards, plan).train_dataloader(), 8):
+        assert len(step.packs) == 2 and step.counts == merge_counts(step.packs)
+        assert all(batch.input_ids.shape[1] <= 256 for batch in step.packs)
+
+
+def test_a_round_takes_every_sample_once_and_rounds_differ(shards: Path, plan: BatchPlan) -> None:
+    samples = SampleSet([Source(str(shards))], plan, 256)
+    schedule = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    packs = iter(range(10_000))
+    rounds = []
+    for _ in range(3):
+        seen: list[int] = []
+        while len(seen) < len(samples):
+            seen += schedule.pack(next(packs))
+        assert sorted(seen) == list(range(60))
+        rounds.append(seen)
+    assert rounds[0] != rounds[1] != rounds[2]
+    backwards = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    assert [backwards.pack(n) for n in (25, 3, 17)] == [schedule.pack(n) for n in (25, 3, 17)]
+    assert PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 1).pack(0) != schedule.pack(0)
+
+
+def test_weights_are_passes_per_round() -> None:
+    source_of, lengths = np.repeat([0, 1, 2], [10, 20, 8]), np.full(38, 5)
+    schedule = PackSchedule(source_of, lengths, [2.0, 0.5, 1.0], 20, 0)
+    first = Counter(number for pack in range(10) for number in schedule.pack(pack))  # 20 + 10 + 8 samples by 4
+    by_source = [sum(count for number, count in first.items() if source_of[number] == s) for s in range(3)]
+    assert by_source == [20, 10, 8]
+    assert [first[number] for number in range(10)] == [2] * 10
+    second = Counter(number for pack in range(10, 20) for number in schedule.pack(pack))
+    assert [first[number] + second[number] for number in range(10, 30)] == [1] * 20
+
+
+def test_workers_change_nothing(shards: Path, plan: BatchPlan) -> None:
+    alone = list(islice(_module(shards, plan).train_dataloader(), 6))
+    helped = list(islice(_module(shards, plan, num_workers=2, cache=False).train_dataloader(), 6))
+    assert _equal(alone, helped)
+
+
+def test_a_parcel_returns_the_step_bit_for_bit(shards: Path, plan: BatchPlan) -> None:
+    (step,) = islice(_module(shards, plan, packs_per_step=4).train_dataloader(), 1)
+    assert {"image", "audio", "graph"} <= {kind for batch in step.packs for kind in batch.media}
+    parcel = Parcel(step, [])
+    tensors = [value for batch in parcel.step.packs for value in vars(batch).values()]
+    assert not any(isinstance(value, torch.Tensor) for value in tensors)
+    again, _ = parcel.unpack()
+    assert _equal(again, step)
+    assert again.packs[0].input_ids.untyped_storage().data_ptr() == parcel.buffer.untyped_storage().data_ptr()
+    assert Parcel(Step([], {}), []).unpack()[0] == Step([], {})
+
+
+def test_resuming_continues_exactly(shards: Path, plan: BatchPlan) -> None:
+    whole = _keys(_module(shards, plan).train_dataloader(), 30)
+    interrupted = _module(shards, plan)
+    assert _keys(interrupted.train_dataloader(), 11) == whole[:11]
+    state = json.loads(json.dumps(interrupted.state_dict()))
+    assert state["next_step"] == 11
+    resumed = _module(shards, plan, num_workers=1)
+    resumed.load_state_dict(state)
+    assert _keys(resumed.train_dataloader(), 19) == whole[11:]
+
+
+@pytest.mark.parametrize("changes", [{"seed": 4}, {"max_tokens": 300}, {"packs_per_step": 1}])
+def test_another_order_is_not_continued(shards: Path, plan: BatchPlan, changes: dict[str, int]) -> None:
+    state = _module(shards, plan).state_dict()
+    (name,) = changes
+    with pytest.raises(ValueError, match=f"cannot be continued: {name}: expected"):
+        _module(shards, plan, **changes).load_state_dict(state)
+
+
+def test_ranks_share_the_packs_of_a_step(shards: Path, plan: BatchPlan) -> None:
+    samples = SampleSet([Source(str(shards))], plan, 256)
+    schedule = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    whole = StepDataset(samples, schedule, 5)
+    ranks = [StepDataset(samples, schedule, 5, rank, 2) for rank in range(2)]
+    for number in (0, 7):
+        step, parts = whole[number][0], [part[number][0] for part in ranks]
+        assert [batch.keys for batch in step.packs][0::2] == [batch.keys for batch in parts[0].packs]
+        assert [batch.keys for batch in step.packs][1::2] == [batch.keys for batch in parts[1].packs]
+        assert step.counts == merge_counts([batch for part in parts for batch in part.packs])
+        assert parts[0].counts != step.counts
+    with pytest.raises(ValueError, match=r"at least one per process \(8\), got 5"):
+        StepDataset(samples, schedule, 5, 0, 8)
+
+
+def test_tasks_filter_a_source(shards: Path, plan: BatchPlan) -> None:
+    module = PackedDataModule([Source([str(shards)], tasks=["asr", "graph"])], max_tokens=256, plan=plan)
+    keys = {key for step in _keys(module.train_dataloader(), 20) for batch in step for key in batch}
+    assert {key.split("-")[0] for key in keys} == {"audio", "graph"} and len(keys) == 30
+    with pytest.raises(ValueError, match=r"expected samples of the tasks \['none'\]"):
+        PackedDataModule([Source(str(shards), tasks=["none"])], plan=plan).train_dataloader()
+
+
+def test_validation_covers_everything_once_in_order(shards: Path, plan: BatchPlan) -> None:
+    module = _module(shards, plan, val_sources=[Source(str(shards))])
+    loader = module.val_dataloader()
+    steps = [list(loader), list(loader)]
+    assert len(loader) == len(steps[0]) and _equal(*steps)
+    assert sorted(key for step in steps[0] for batch in step.packs for key in batch.keys) == sorted(
+        f"{kind}-{number}" for kind in ("text", "image", "audio", "graph") for number in range(15)
+    )
+
+
+@pytest.fixture
+def bad_shards(tmp_path: Path) -> Path:
+    """50 samples: an image that does not decode, an empty clip, an edge to nowhere, a wrong size, no such task."""
+    with ShardWriter(tmp_path / "bad", "mixed", max_samples=30) as writer:
+        for number in range(45):
+            writer.write(text_record(f"text-{number}"), {})
+        record, members = image_sample("image-bad")
+        writer.write(record, {"scene.png": members["scene.png"][:70]})
+        writer.write(image_sample("image-size")[0], image_sample("x", (30, 30))[1])
+        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
+        record, members = graph_sample("graph-bad", nodes=5)
+        writer.write(record, {"g.json": members["g.json"].replace(b"[0,1,4]", b"[0,1,9]")})
+        record, members = image_sample("image-task")
+        writer.write(record, members)
+    path = tmp_path / "bad" / "mixed-000001.tar"
+    head, tail = path.read_bytes().rsplit(b'"task":"ground"', 1)
+    path.write_bytes(head + b'"task":"grouns"' + tail)
+    return tmp_path / "bad"
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_bad_samples_are_left_out_and_written_down(
+    bad_shards: Path, plan: BatchPlan, tmp_path: Path, num_workers: int
+) -> None:
+    log = tmp_path / "logs" / "quarantine.jsonl"
+    module = _module(bad_shards, plan, quarantine=str(log), max_quarantined=0.1, num_workers=num_workers)
+    steps = list(islice(module.train_dataloader(), 12))
+    keys = Counter(key for step in steps for batch in step.packs for key in batch.keys)
+    assert set(keys) == {f"text-{number}" for number in range(45)}
+    entries = {entry["key"]: entry for entry in map(json.loads, log.read_text().splitlines())}
+    assert {key: entry["reason"] for key, entry in entries.items()}.keys() == {
+        "image-bad",
+        "image-size",
+        "audio-empty",
+        "graph-bad",
+        "image-task",
+    }
+    assert "(40, 24), got (30, 30)" in entries["image-size"]["reason"]
+    assert "unknown task 'grouns'" in entries["image-task"]["reason"]
+    assert "expected nodes 0 to 4, got [9]" in entries["graph-bad"]["reason"]
+    assert all(entry["shard"].endswith("mixed-000001.tar") for entry in entries.values())
+    assert sum(step.quarantined for step in steps) >= 4
+    assert all(step.counts == merge_counts(step.packs) for step in steps)
+    lines = log.read_text().count("\n")
+    list(islice(_module(bad_shards, plan, quarantine=str(log), max_quarantined=0.1).train_dataloader(), 12))
+    assert log.read_text().count("\n") == lines == 5
+
+
+def test_too_many_bad_samples_end_the_run(bad_shards: Path, plan: BatchPlan) -> None:
+    with pytest.raises(QuarantineError, match=r"at most 5.0% of 50 samples to be bad, got [345]"):
+        list(islice(_module(bad_shards, plan).train_dataloader(), 12))
+
+
+def test_a_step_is_never_without_a_pack(tmp_path: Path, plan: BatchPlan) -> None:
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
+        writer.write(text_record("text-0"), {})
+    samples = SampleSet([Source(str(tmp_path))], plan, 64)
+    dataset = StepDataset(samples, PackSchedule(samples.source_of, samples.lengths, [1.0], 64, 0), 1)
+    steps = [dataset[number] for number in range(6)]
+    assert all([batch.keys for batch in step.packs] == [["text-0"]] for step, _ in steps)
+    assert {bad.key for _, found in steps for bad in found} == {"audio-empty"}
+
+
+def test_quarantine_counts_a_sample_once() -> None:
+    quarantine = Quarantine(None, 40, 0.05)
+    first, second = BadSample("a.tar", "x", "why"), BadSample("a.tar", "y", "why")
+    quarantine.add([first, first])
+    quarantine.add([first, second])
+    assert quarantine.bad == [first, second]
+    with pytest.raises(QuarantineError, match="got 3"):
+        quarantine.add([BadSample("b.tar", "x", "why")])
+
+
+def test_oversize_samples(shards: Path, plan: BatchPlan) -> None:
+    with pytest.raises(ValueError, match=r"expected at most max_tokens=40, got \d+ tokens; raise max_tokens"):
+        _module(shards, plan, max_tokens=40).train_dataloader()
+    module = _module(shards, plan, max_tokens=40, oversize="quarantine", max_quarantined=0.9)
+    assert _keys(module.train_dataloader(), 3)
+    assert all(bad.reason for bad in module.train_samples().bad)
+
+
+def test_what_cannot_work_is_refused(shards: Path, plan: BatchPlan) -> None:
+    with pytest.raises(ValueError, match="expected the model's plan, got none"):
+        PackedDataModule([Source(str(shards))]).train_dataloader()
+    with pytest.raises(ValueError, match="sources: expected at least one"):
+        PackedDataModule([])
+    with pytest.raises(ValueError, match="weight: expected a positive number, got 0"):
+        Source(str(shards), weight=0)
+
+
+class _Recorder(L.LightningModule):
+    """Takes one manual optimizer step per batch and notes what it was given."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.weight = torch.nn.Parameter(torch.zeros(()))
+        self.fail_at = fail_at
+        self.keys: list[list[list[str]]] = []
+        self.validated: list[list[str]] = []
+
+    def training_step(self, batch: Step, batch_idx: int) -> None:
+        if self.global_step == self.fail_at:
+            raise KeyboardInterrupt
+        self.keys.append([pack.keys for pack in batch.packs])
+        optimizer: Any = self.optimizers()
+        self.manual_backward(self.weight * sum(batch.counts.values()) * 1e-6)
+        optimizer.step()
+        optimizer.zero_grad()
+
+    def validation_step(self, batch: Step, batch_idx: int) -> None:
+        self.validated += [pack.keys for pack in batch.packs]
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def _trainer(root: Path, max_steps: int, **changes: Any) -> L.Trainer:
+    return L.Trainer(
+        accelerator="cpu",
+        max_steps=max_steps,
+        default_root_dir=root,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **changes,
+    )
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_lightning_resumes_where_it_stopped(shards: Path, plan: BatchPlan, tmp_path: Path, num_workers: int) -> None:
+    arguments: dict[str, Any] = {"num_workers": num_workers, "val_sources": [Source(expand(shards)[0])]}
+    limits: dict[str, Any] = {"val_check_interval": 4, "num_sanity_val_steps": 0, "check_val_every_n_epoch": None}
+    whole = _Recorder()
+    _trainer(tmp_path, 12, enable_checkpointing=False, **limits).fit(whole, _module(shards, plan, **arguments))
+    assert len(whole.keys) == 12 and whole.validated
+    assert whole.keys == _keys(_module(shards, plan).train_dataloader(), 12)
+
+    first, second = _Recorder(fail_at=7), _Recorder()
+    every = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "ckpt", save_last=True, every_n_train_steps=1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        _trainer(tmp_path, 12, callbacks=[every], **limits).fit(first, _module(shards, plan, **arguments))
+    module = _module(shards, plan, **arguments)
+    _trainer(tmp_path, 12, enable_checkpointing=False, **limits).fit(
+        second, module, ckpt_path=tmp_path / "ckpt" / "last.ckpt", weights_only=True
+    )
+    assert first.keys + second.keys == whole.keys
+    assert torch.equal(second.weight, whole.weight)
+
+
+def test_short_epochs_do_not_repeat_or_skip(shards: Path, plan: BatchPlan, tmp_path: Path) -> None:
+    recorder = _Recorder()
+    _trainer(tmp_path, 9, limit_train_batches=3, enable_checkpointing=False).fit(recorder, _module(shards, plan))
+    assert recorder.keys == _keys(_module(shards, plan).train_dataloader(), 9)
+
+
+def test_batches_move_as_a_whole(shards: Path, plan: BatchPlan) -> None:
+    (step,) = islice(_module(shards, plan).train_dataloader(), 1)
+    moved = step.to("meta")
+    assert all(isinstance(batch, Batch) and batch.input_ids.is_meta for batch in moved.packs)
+    items = [item for batch in moved.packs for media in batch.media.values() for item in media.items]
+    assert items and all(tensor.is_meta for item in items for tensor in item.values())
