@@ -68,7 +68,7 @@ def _media(prediction: Prediction, sample: Sample) -> str:
     figures: list[str] = []
     players: list[str] = []
     legends: list[str] = []
-    graphs = 0
+    texts: list[str] = []
     for name, item in sample.record.media.items():
         data = sample.members[item.file]
         raw = decode_media(item, data)
@@ -77,15 +77,20 @@ def _media(prediction: Prediction, sample: Sample) -> str:
             figures += own
             legends += legend
         elif isinstance(raw, Graph):
-            graphs += 1
-            figures.append(graph_figure(raw, f"{name}: {raw.num_nodes} nodes, 0 is the one asked about"))
+            texts.append(_node_texts(name, raw))
+            figures.append(graph_figure(raw, f"{name}, {raw.num_nodes} nodes"))
         else:
             mime = AUDIO_TYPES.get(item.file.rsplit(".", 1)[-1], "audio/flac")
-            players.append(f'<audio controls preload="none" src="{data_address(data, mime)}"></audio>')
+            players.append(f'<audio controls preload="metadata" src="{data_address(data, mime)}"></audio>')
     if not any(item.type == "image" for item in sample.record.media.values()):
         figures += _pictures(prediction)
     shown = f'<div class="media">{"".join(figures)}</div>' if figures else ""
-    return shown + "".join(dict.fromkeys(legends)) + "".join(players)
+    return shown + "".join(dict.fromkeys(legends)) + "".join(players + texts)
+
+
+def _node_texts(name: str, graph: Graph) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in graph.node_texts)
+    return f'<details><summary class="small">{escape(name)}: node texts</summary><ol start="0">{items}</ol></details>'
 
 
 def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]:

@@ -132,7 +132,7 @@ def _facts(log: LogContents, scores: Scores, phases: Sequence[tuple[str, float]]
 
 
 def _trained(phases: Sequence[tuple[str, float]], sizes: Mapping[str, int]) -> str:
-    times = _bars([(name, seconds, clock(seconds)) for name, seconds in phases])
+    times = _bars([(name.replace("_", " "), seconds, clock(seconds)) for name, seconds in phases])
     parts = _bars([(name.replace("_", " "), count, f"{count / 1e6:.2f} M") for name, count in sizes.items()])
     columns = [("Time", times), ("Parameters", parts)]
     shown = "".join(f"<div><h3>{title}</h3>{table}</div>" for title, table in columns if table)
