@@ -217,7 +217,7 @@ def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
     else:
         _expect(value.get("value") is not None, f"target '{name}'", "a value or a file", dict(value))
     if kind == "box":
-        box = value.get("value")
+        box: Any = value.get("value")
         good = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
         good = good and box[0] < box[2] and box[1] < box[3]
         _expect(good, f"target '{name}' value", "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)

@@ -147,9 +147,10 @@ def load_tensors(
 
 def declared_bases(generalist: Generalist) -> dict[str, str]:
     """Parameter prefix -> where the part's base weights come from, for parts that declare one."""
-    parts = {"language_model.": generalist.language_model}
+    parts: dict[str, nn.Module] = {"language_model.": generalist.language_model}
     parts |= {f"encoders.{kind}.": encoder for kind, encoder in generalist.encoders.items()}
-    return {prefix: part.pretrained for prefix, part in parts.items() if getattr(part, "pretrained", None)}
+    declared = {prefix: getattr(part, "pretrained", None) for prefix, part in parts.items()}
+    return {prefix: str(path) for prefix, path in declared.items() if path is not None}
 
 
 def file_sha256(path: Path) -> str:

@@ -76,7 +76,9 @@ class LanguageModel(nn.Module):
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding table."""
-        return self.model.get_input_embeddings().weight.shape[0]
+        embedding = self.model.get_input_embeddings()
+        assert isinstance(embedding, nn.Embedding)
+        return embedding.weight.shape[0]
 
     @property
     def head_weight(self) -> Tensor:

@@ -188,7 +188,7 @@ class Recipe(L.LightningModule):
         return dict(zip(names, values.tolist(), strict=True))
 
     def _no_sync(self) -> Any:
-        model = self.trainer.model
+        model: Any = self.trainer.model
         return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
 
     def _log_losses(self, stage: str, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
