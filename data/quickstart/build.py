@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import signal
+import threading
 from collections import Counter
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from dataclasses import asdict
@@ -81,7 +82,7 @@ def _write_all(todo: list[Job], seed: int, modules: ModuleGraph, directory: Path
         return
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["data.quickstart.plan", "sklearn.datasets"])
-    pool = ProcessPoolExecutor(workers, context, _ignore_interrupts, max_tasks_per_child=1)
+    pool = ProcessPoolExecutor(workers, context, _prepare_worker, max_tasks_per_child=1)
     futures: list[Future[Written]] = []
     try:
         futures = [pool.submit(write_shard, job, seed, modules, str(directory)) for job in todo]
@@ -91,8 +92,17 @@ def _write_all(todo: list[Job], seed: int, modules: ModuleGraph, directory: Path
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupts() -> None:
+def _prepare_worker() -> None:
+    """Leave Ctrl-C to the parent, and end with it however it ends: a worker that waits for work would stay for ever."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _start(directory: Path, planned: list[Job], seed: int, scale: float, modules: ModuleGraph) -> dict[str, Any]:

@@ -160,7 +160,7 @@ def write_shard(job: Job, seed: int, modules: ModuleGraph, directory: str) -> Wr
 def fingerprint(seed: int, scale: float, modules: ModuleGraph) -> str:
     """A hash of everything that decides the shards' bytes: arguments, code, interpreter, libraries."""
     here = Path(__file__).parent
-    sources = [*sorted(here.glob("*.py")), here / "modules.txt"]
+    sources = [path for path in sorted(here.glob("*.py")) if path.name != "build.py"] + [here / "modules.txt"]
     sources += [here.parent / name for name in ("records.py", "media.py", "shards.py")]
     digest = hashlib.sha256()
     for path in sources:
