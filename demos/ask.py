@@ -33,10 +33,10 @@ from layers.calls import (
 )
 
 _EPILOG = """examples:
-  python -m demos.ask --checkpoint runs/quickstart/final --image scene.png "where is the red 7?"
-  python -m demos.ask --checkpoint runs/quickstart/final --image scene.png --audio question.wav
-  python -m demos.ask --checkpoint runs/quickstart/final --graph a.json --graph b.json "does a import b?"
-  python -m demos.ask --checkpoint runs/quickstart/final "draw a blue 4" --out drawings
+  python -m demos.ask --checkpoint runs/quickstart/checkpoint --image scene.png "where is the red 7?"
+  python -m demos.ask --checkpoint runs/quickstart/checkpoint --image scene.png --audio question.wav
+  python -m demos.ask --checkpoint runs/quickstart/checkpoint --graph a.json --graph b.json "does a import b?"
+  python -m demos.ask --checkpoint runs/quickstart/checkpoint "draw a blue 4" --out drawings
 
 A graph is JSON: {"node_texts": ["text of node 0", ...], "edge_index": [[sources...], [targets...]]}; node 0 is the one
 that questions are about. Media are shown to the model in the order images, audio, graphs, then the question."""

@@ -31,7 +31,7 @@ class Session:
     """Asks a Generalist.
 
     Example:
-        >>> session = Session.from_pretrained("runs/quickstart/final")
+        >>> session = Session.from_pretrained("runs/quickstart/checkpoint")
         >>> reply, = session.generate([Conversation.ask("where is the red 7?", images=[image])])
         >>> print(reply.text, reply.results)
 

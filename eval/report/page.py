@@ -105,7 +105,7 @@ def clock(seconds: float) -> str:
 
 
 def _own_log(run: Path) -> LogContents:
-    logs = [read_log(path) for path in files_of(run, "*.jsonl")]
+    logs = [read_log(path) for path in files_of(run, "*.jsonl") if path.name != "quarantine.jsonl"]
     own = [log for log in logs if log.header.control is None and not log.header.constrained]
     if not own:
         raise ValueError(f"expected a prediction log of the model itself below '{run}', got none")
