@@ -134,10 +134,10 @@ def plan_packs(
 ) -> PackPlan:
     """Decide which samples share a pack; a pure function of its arguments.
 
-    The samples are shuffled per (seed, epoch) and cut into windows; within a window the longest goes first, each into
-    the fullest pack that still takes it (best fit decreasing). Packs that are not full pass on to the next
-    window, so that only the last ones of an epoch stay short. At the end the packs are shuffled, since a window's
-    first packs hold its longest samples.
+    The samples are shuffled per (seed, epoch) and each goes, in that order, into the fullest pack that still takes it
+    (best fit). Taking the longest first would waste a little less, but fill each pack with samples of one length, and
+    so often of one task: an optimizer step would see one task at a time. After every window the fullest packs are
+    closed; the others stay open, so that only the last ones of an epoch stay short.
 
     Args:
         lengths: Tokens per sample.
@@ -169,7 +169,7 @@ def plan_packs(
     bins = _Bins(max_tokens)
     for start in range(0, len(order), window):
         part = order[start : start + window]
-        for index in part[np.argsort(-sizes[part], kind="stable")].tolist():
+        for index in part.tolist():
             bins.add(index, int(sizes[index]))
         bins.close_full(keep=window // 8)
     packs = bins.finish()

@@ -21,7 +21,14 @@ from data.records import Record
 from data.shards import ShardWriter
 
 SAMPLES_PER_SHARD = 500
-TRAIN_COUNTS = {"scenes": 12_000, "draw": 4_000, "speech": 7_000, "spoken_images": 3_500, "graphs": 5_000}
+TRAIN_COUNTS = {
+    "captions": 4_000,
+    "scenes": 12_000,
+    "draw": 4_000,
+    "speech": 7_000,
+    "spoken_images": 3_500,
+    "graphs": 5_000,
+}
 TEST_COUNTS = {
     "image_qa": 700,
     "box": 500,
@@ -41,6 +48,7 @@ TEST_COUNTS = {
 }
 Maker = Callable[[str, int, int], tuple[Record, dict[str, bytes]]]
 _MAKERS: dict[str, Maker] = {
+    "captions": images.caption,
     "scenes": images.scenes,
     "draw": images.draw,
     "image_qa": images.image_qa,
