@@ -35,8 +35,8 @@ def read_rows(text: str) -> list[dict[str, str]]:
 def paths_of(row: dict[str, str]) -> tuple[list[str], list[str]]:
     """(existing, planned) paths that the columns Where, Config and Test name."""
     cells = " ".join(row[column] for column in ("Where", "Config", "Test"))
-    planned = re.findall(r"planned `([^`]+)`", cells)
-    return re.findall(r"(?<!planned )`([^`]+)`", cells), planned
+    found = re.findall(r"(planned )?`([^`]+)`", cells)
+    return [path for mark, path in found if not mark], [path for mark, path in found if mark]
 
 
 def problems_of(row: dict[str, str], root: Path) -> list[str]:
@@ -100,6 +100,7 @@ _ROW = {
         ({"Status": "partly", "Left out": "–"}, (), "what was left out"),
         ({"Status": "not yet", "Where": "–", "Test": "–"}, (), "nowhere"),
         ({"Status": "not yet", "Where": "planned `heads/a.py`"}, (), "still marked planned"),
+        ({"Status": "not yet", "Where": "planned `heads/b.py`, planned `heads/c.py`"}, (), None),
     ],
 )
 def test_a_wrong_row_is_reported(
