@@ -166,9 +166,18 @@ def edit(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
 
 def caption(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """The order "describe the picture", for 1 to 4 digits in turn."""
-    rng = record_rng(seed, split, "caption", index)
+    return _captioned("caption", split, index, seed)
+
+
+def captions(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
+    """The same for training, beside the dialogues."""
+    return _captioned("captions", split, index, seed)
+
+
+def _captioned(prefix: str, split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
+    rng = record_rng(seed, split, prefix, index)
     scene = random_scene(split, seed, rng, index % 4 + 1)
-    return single_turn("caption", split, index, scene, Turns(scene, split, seed, rng).caption())
+    return single_turn(prefix, split, index, scene, Turns(scene, split, seed, rng).caption())
 
 
 def _about_object(prefix: str, task: str, split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:

@@ -48,7 +48,7 @@ TEST_COUNTS = {
 }
 Maker = Callable[[str, int, int], tuple[Record, dict[str, bytes]]]
 _MAKERS: dict[str, Maker] = {
-    "captions": images.caption,
+    "captions": images.captions,
     "scenes": images.scenes,
     "draw": images.draw,
     "image_qa": images.image_qa,
