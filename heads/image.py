@@ -121,7 +121,7 @@ class FlowImageHead(Head):
         super().__init__()
         if len(channels) < 2 or any(count % 8 for count in channels):
             raise ValueError(f"channels must be at least two multiples of 8, got {list(channels)}")
-        self.num_queries = num_queries
+        self.num_queries, self.state_size = num_queries, state_size
         self.queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02)
         self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         self.source_tasks = frozenset(source_tasks)
@@ -132,8 +132,9 @@ class FlowImageHead(Head):
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1))
         embedding_size = 4 * channels[0]
         self.condition = nn.Sequential(
-            nn.LayerNorm(num_queries * state_size),
-            nn.Linear(num_queries * state_size, embedding_size),
+            nn.LayerNorm(state_size),
+            nn.Flatten(),
+            nn.Linear((num_queries + 2) * state_size, embedding_size),
             nn.GELU(),
             perceptron(embedding_size, embedding_size, embedding_size),
         )
@@ -157,14 +158,16 @@ class FlowImageHead(Head):
         """Compute the conditions of the flow, see :meth:`layers.head.Head.forward`.
 
         Raises:
-            ValueError: If a call does not bring ``num_queries`` states, or an edit has no image.
+            ValueError: If a call does not bring at least ``num_queries`` states, or an edit has no image.
         """
         states = required_states(states, "FlowImageHead")
-        wrong = [length for length in lengths if length != self.num_queries]
+        wrong = [length for length in lengths if length < self.num_queries]
         if wrong:
-            raise ValueError(f"FlowImageHead reads {self.num_queries} states per call, got {wrong[0]}")
-        per_call = states.unflatten(0, (len(contexts), self.num_queries))
-        embedding = self.condition(per_call.flatten(1))
+            raise ValueError(f"FlowImageHead reads at least {self.num_queries} states per call, got {wrong[0]}")
+        pieces = torch.split(states, list(lengths)) if contexts else ()
+        per_call = torch.cat([piece[-self.num_queries :] for piece in pieces] or [states])
+        per_call = per_call.unflatten(0, (len(contexts), self.num_queries))
+        embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces)], dim=1))
         has_source = [context.call.task in self.source_tasks for context in contexts]
         relevance = self._relevance(per_call, contexts, has_source)
         maps = [
@@ -172,6 +175,17 @@ class FlowImageHead(Head):
             for i, context in enumerate(contexts)
         ]
         return FlowConditions(embedding, maps, has_source)
+
+    def _prompt_summary(self, pieces: Sequence[Tensor]) -> Tensor:
+        """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
+        prompts = [piece[: -self.num_queries] for piece in pieces]
+        rows = [row for prompt in prompts for row in self._mean_and_last(prompt)]
+        return torch.stack(rows).unflatten(0, (-1, 2)) if rows else self.pixel_mean.new_zeros(0, 2, self.state_size)
+
+    @staticmethod
+    def _mean_and_last(prompt: Tensor) -> tuple[Tensor, Tensor]:
+        blank = prompt.new_zeros(prompt.shape[-1])
+        return (prompt.mean(dim=0), prompt[-1]) if len(prompt) else (blank, blank)
 
     def loss(self, predictions: FlowConditions, targets: Sequence[HeadTarget]) -> LossTerm:
         """Sum over calls of the mean squared error of the velocity at a random time of the flow.

@@ -223,13 +223,16 @@ class CallParser:
             self._add_malformed(Violation("unavailable", message), draft.start, span)
             self._draft = None
             return None
-        queries = self._vocabulary.table[draft.task].link == "queries"
+        task = self._vocabulary.table[draft.task]
+        positions = draft.positions[1:] if task.link == "queries" else draft.positions
+        if task.prompt_states:
+            positions = [*range(draft.start + 1, draft.start + 1 + len(draft.prompt_ids)), *positions]
         call = Call(
             task=draft.task,
             prompt=self._vocabulary.decode_text(draft.prompt_ids).strip(),
             groundings=tuple(draft.groundings),
             token_span=span,
-            state_positions=tuple(draft.positions[1:] if queries else draft.positions),
+            state_positions=tuple(positions),
         )
         self._pieces.append(Piece("call", span, call=call))
         self._slots[-1] = self._num_calls

@@ -21,7 +21,8 @@ class RenderedCall:
 
     Args:
         ids: Opening token, prompt, grounding, anchor and queries where the link has them, closing token.
-        state_positions: Positions in ``ids`` whose hidden states the head reads: the anchor, or the k queries.
+        state_positions: Positions in ``ids`` whose hidden states the head reads: the prompt where the task says so,
+            then the anchor, or the k queries.
         learned: Per id, whether the language model learns to write it; query tokens are placed for it.
     """
 
@@ -49,6 +50,7 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
     if prompt:
         _check_payload(task, "prompt")
     ids = [vocabulary.open_ids[task.name], *_encode(tokenizer, prompt)]
+    num_prompt_ids = len(ids) - 1
     for grounding in call.groundings:
         ids += _render_grounding(grounding, task, vocabulary, tokenizer)
     queries = vocabulary.query_ids.get(task.name, [])
@@ -57,6 +59,8 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
         ids.append(vocabulary.anchor_id)
     anchor = [len(ids) - 1] if task.link == "hidden" else []
     positions = [*range(len(ids), len(ids) + len(queries))] or anchor
+    if task.prompt_states:
+        positions = [*range(1, 1 + num_prompt_ids), *positions]
     learned = [True] * len(ids) + [False] * len(queries) + [True]
     return RenderedCall([*ids, *queries, vocabulary.close_ids[task.name]], positions, learned)
 

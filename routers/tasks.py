@@ -26,6 +26,9 @@ class TaskSpec:
         needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two.
         payload: What may stand between the tokens.
         num_queries: k, for the link ``queries``; must equal the head's.
+        prompt_states: The head also reads the states of the call's prompt, before that of the anchor or those of the
+            queries. A state after ``<anchor>`` has little left to predict, so a young language model keeps nearly
+            nothing of the prompt in it.
         loss_weight: Weight of the head's loss for this task's head.
         description: One sentence for the docs.
     """
@@ -36,6 +39,7 @@ class TaskSpec:
     needs: tuple[str, ...] = ()
     payload: tuple[Payload, ...] = ("prompt",)
     num_queries: int = 0
+    prompt_states: bool = False
     loss_weight: float = 1.0
     description: str = ""
 
@@ -51,6 +55,8 @@ class TaskSpec:
             raise ValueError(f"task '{self.name}' payload: expected some of {PAYLOADS}, got {sorted(unknown)}")
         if (self.link == "queries") != (self.num_queries > 0):
             raise ValueError(f"task '{self.name}': link '{self.link}' does not go with num_queries={self.num_queries}")
+        if self.prompt_states and not (self.has_anchor and "prompt" in self.payload):
+            raise ValueError(f"task '{self.name}': prompt_states needs a prompt and a link that passes states")
 
     @property
     def open_token(self) -> str:

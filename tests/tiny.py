@@ -28,8 +28,15 @@ TASKS: dict[str, Any] = {
     "max_nodes": 16,
     "tasks": [
         {"name": "ground", "head": "boxes", "needs": ["image"], "payload": ["prompt", "regions"]},
-        {"name": "seg", "head": "masks", "needs": ["image"], "payload": ["prompt"]},
-        {"name": "draw", "head": "image", "link": "queries", "num_queries": 2, "payload": ["prompt"]},
+        {"name": "seg", "head": "masks", "needs": ["image"], "payload": ["prompt"], "prompt_states": True},
+        {
+            "name": "draw",
+            "head": "image",
+            "link": "queries",
+            "num_queries": 2,
+            "payload": ["prompt"],
+            "prompt_states": True,
+        },
         {
             "name": "edit",
             "head": "image",

@@ -175,8 +175,18 @@ def test_targets_of_edits_that_are_no_picture_or_have_another_size_are_refused()
         head.loss(head(torch.randn(2, 8), [2], [edit]), [target])
 
 
+def test_the_prompts_states_reach_the_flow() -> None:
+    head = flow()
+    queries, prompt = torch.randn(2, 8), torch.randn(3, 8, requires_grad=True)
+    without = head(queries, [2], [context("draw")]).embedding
+    given = head(torch.cat([prompt, queries]), [5], [context("draw")]).embedding
+    assert not torch.allclose(given, without)
+    given.sum().backward()
+    assert (prompt.grad.abs().sum(dim=1) > 0).all()
+
+
 def test_an_image_head_refuses_another_number_of_states_and_a_missing_source() -> None:
-    with pytest.raises(ValueError, match="reads 2 states per call, got 3"):
-        flow()(torch.randn(3, 8), [3], [context("edit")])
+    with pytest.raises(ValueError, match="reads at least 2 states per call, got 1"):
+        flow()(torch.randn(1, 8), [1], [context("edit")])
     with pytest.raises(ValueError, match="needs an image"):
         flow()(torch.randn(2, 8), [2], [HeadContext(Call("edit", "7 red"))])
