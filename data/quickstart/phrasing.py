@@ -288,7 +288,7 @@ PHRASINGS: dict[str, Phrasings] = {
         ("does the first import the second?",),
         (
             "is there an import of the second module by the first?",
-            "is it true that the first module imports the second?",
+            "is it true that the second module is imported by the first?",
         ),
     ),
     "match": Phrasings(

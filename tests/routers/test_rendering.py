@@ -6,6 +6,8 @@ from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
 from layers.geometry import GeometricTransform
 from routers.parser import parse
 from routers.rendering import render_call
+from routers.tasks import TaskSpec, TaskTable
+from routers.vocabulary import Vocabulary, add_task_tokens
 
 fraction = st.floats(0, 1)
 ordered = st.tuples(fraction, fraction).map(sorted)
@@ -116,3 +118,34 @@ def test_what_cannot_be_written_is_refused(vocabulary, call, message):
     with pytest.raises(ValueError) as caught:
         render_call(call, vocabulary, vocabulary.tokenizer)
     assert message in str(caught.value)
+
+
+def test_prompt_states_come_before_the_anchor_or_the_queries(tokenizer_factory) -> None:
+    table = TaskTable(
+        (
+            TaskSpec("ground", "boxes", payload=("prompt", "regions"), prompt_states=True),
+            TaskSpec("draw", "image", link="queries", num_queries=3, prompt_states=True),
+        ),
+        num_bins=16,
+    )
+    tokenizer = tokenizer_factory()
+    add_task_tokens(tokenizer, table)
+    vocabulary = Vocabulary(tokenizer, table)
+    for call, last in (
+        (Call("ground", "the red 7", (Region((0.1, 0.1, 0.5, 0.5)),)), [vocabulary.anchor_id]),
+        (Call("draw", "a blue 4"), vocabulary.query_ids["draw"]),
+        (Call("draw", ""), vocabulary.query_ids["draw"]),
+    ):
+        rendered = render_call(call, vocabulary, tokenizer)
+        read = [rendered.ids[position] for position in rendered.state_positions]
+        assert read == [*vocabulary.encode_text(call.prompt), *last]
+        parsed = parse([*vocabulary.encode_text("here: "), *rendered.ids], vocabulary)
+        offset = len(vocabulary.encode_text("here: "))
+        assert parsed.calls[0].state_positions == tuple(offset + position for position in rendered.state_positions)
+
+
+def test_prompt_states_need_a_prompt_and_a_link_with_states() -> None:
+    with pytest.raises(ValueError, match="prompt_states needs a prompt"):
+        TaskSpec("ground", "boxes", payload=("regions",), prompt_states=True)
+    with pytest.raises(ValueError, match="prompt_states needs a prompt"):
+        TaskSpec("speak", "voice", link="text", prompt_states=True)
