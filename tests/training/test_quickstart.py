@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from data.__main__ import COMMANDS
 from data.commands import quickstart as data_command
 from data.commands import tokenizer as tokenizer_command
 from training import quickstart
-from training.phases import Phase
+from training.phases import Phase, clock
 from training.precision import Speed
 
 SPEED = Speed("32-true", {"fp32": 100.0, "bf16": 5.0}, "measured")
@@ -108,7 +109,8 @@ def test_a_run_is_told_kept_and_continued(
     captured = capsys.readouterr()
     assert f"Continue with: python -m training.quickstart --run {run}" in captured.err
     assert "precision: measured" in captured.out
-    assert "1 min 40 s" in captured.out  # 90 s and 10 s do not go with the machine's speed
+    expected = sum(quickstart.estimate(name, SPEED, 1.0) or 0.0 for name in ("data", "tokenizer"))
+    assert re.search(rf"^left +{clock(expected)}$", captured.out, flags=re.MULTILINE)
     flag.touch()
     assert quickstart.main(["--run", str(run)]) == 0
     assert "done in" in capsys.readouterr().out
