@@ -49,8 +49,8 @@ class Reference:
     computes: bool = True
 
 
-# On two cores of an AMD EPYC without AVX512, in fp32, shared with other work: upper bounds, to be replaced by the figures
-# of a run on a quiet machine. The speed is that of training/precision.py.
+# On two cores of an AMD EPYC without AVX512, in fp32, shared with other work: upper bounds, to be replaced by the
+# figures of a run on a quiet machine. The speed is that of training/precision.py.
 REFERENCE_GFLOPS = 95.0
 REFERENCE: Mapping[str, Reference] = {
     "data": Reference(240, computes=False),
