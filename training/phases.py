@@ -211,7 +211,7 @@ def _run_phase(phase: Phase, entry: dict[str, Any], stamps: Stamps, environment:
 def _call(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command; on Ctrl-C or a request to terminate, interrupt it once and give it time to save what it has."""
     process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
-    previous = signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGINT))
+    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return process.wait()
     except KeyboardInterrupt:

@@ -99,7 +99,8 @@ except KeyboardInterrupt:
     sys.exit(1)
 """
 _PARENT = """
-import os, pathlib, sys
+import os, pathlib, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background shell ignores it
 from training.phases import Phase, PhaseInterruptedError, run_phases
 folder = pathlib.Path(sys.argv[1])
 phase = Phase("train", ((sys.executable, "-c", sys.argv[2], str(folder)),))
