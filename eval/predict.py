@@ -98,17 +98,30 @@ class Asker:
             conversation = blind(conversation)
         return conversation, {name: data for name, data in files.items() if name in conversation.media}
 
-    def ask(self, conversations: Sequence[Conversation]) -> list[Reply | str]:
-        """Replies; what cannot be rendered gives its error message, and costs nobody else's reply."""
+    def ask(self, conversations: Sequence[Conversation], call: str | None = None) -> list[Reply | str]:
+        """Replies; what cannot be rendered gives its error message, and costs nobody else's reply.
+
+        Args:
+            conversations: What to ask.
+            call: The call that answers all of them, if there is one. With its features zeroed the model may rightly
+                make none, and the control would say nothing about the features: its replies begin with the call.
+        """
         if not conversations:
             return []
+        zero = self.control == "zeroed"
         try:
-            blank = zeroed_for_heads if self.control == "zeroed" else None
-            return [*self.session.generate(conversations, self._feature_transform, head_media_transform=blank)]
+            return [
+                *self.session.generate(
+                    conversations,
+                    self._feature_transform,
+                    head_media_transform=zeroed_for_heads if zero else None,
+                    opening=call if zero else None,
+                )
+            ]
         except ValueError as error:
             if len(conversations) == 1:
                 return [str(error)]
-            return [answer for item in conversations for answer in self.ask([item])]
+            return [answer for item in conversations for answer in self.ask([item], call)]
 
 
 def predict(
@@ -171,7 +184,7 @@ def predict(
                         if donors
                         else chunk
                     )
-                    rows = ask_chunk(asker, name, chunk, given, console.print)
+                    rows = ask_chunk(asker, kept[name], chunk, given, console.print)
                     log.append(rows)
                     skipped += len(chunk) - len(rows)
                     progress.advance(task, len(chunk))
@@ -181,13 +194,13 @@ def predict(
 
 
 def ask_chunk(
-    asker: Asker, benchmark: str, chunk: Sequence[Sample], given: Sequence[Sample], say: Callable[[str], Any]
+    asker: Asker, benchmark: Benchmark, chunk: Sequence[Sample], given: Sequence[Sample], say: Callable[[str], Any]
 ) -> list[Prediction]:
     """Predictions of some samples; one that cannot be asked is named and left out.
 
     Args:
         asker: Asks.
-        benchmark: Name of the benchmark.
+        benchmark: The benchmark.
         chunk: The samples, for their references.
         given: The same samples with the media that are given.
         say: Takes messages.
@@ -197,14 +210,14 @@ def ask_chunk(
         try:
             ready.append((sample, *asker.conversation(changed)))
         except MediaError as error:
-            say(f"{benchmark} '{sample.key}': left out: {error}")
+            say(f"{benchmark.name} '{sample.key}': left out: {error}")
     rows = []
-    replies = asker.ask([conversation for _, conversation, _ in ready])
+    replies = asker.ask([conversation for _, conversation, _ in ready], benchmark.call)
     for (sample, conversation, media), reply in zip(ready, replies, strict=True):
         if isinstance(reply, str):
-            say(f"{benchmark} '{sample.key}': left out: {reply}")
+            say(f"{benchmark.name} '{sample.key}': left out: {reply}")
         else:
-            rows.append(predicted(benchmark, sample, conversation, media, reply))
+            rows.append(predicted(benchmark.name, sample, conversation, media, reply))
     return rows
 
 
@@ -235,12 +248,14 @@ def make_header(
     manifest = Path(checkpoint) / MANIFEST
     if not manifest.is_file():
         raise ValueError(f"expected a checkpoint directory with {MANIFEST}, got '{checkpoint}'")
-    session = {
+    session: dict[str, Any] = {
         "max_new_tokens": options.max_new_tokens,
         "constrained": options.constrained,
         "dtype": options.dtype,
         "decoding": "greedy",
     }
+    if options.control == "zeroed":
+        session["opened_with"] = {name: item.call for name, item in benchmarks.items() if item.call is not None}
     identity = {
         "checkpoint_sha256": file_sha256(manifest),
         "data_sha256": {name: benchmark.data_sha256 for name, benchmark in benchmarks.items()},

@@ -13,11 +13,14 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from heads.attend import group_indices, pad_ragged, perceptron, required_states
+from heads.attend import Relevance, StateReader, group_indices, perceptron, required_states
 from layers.calls import Call, HeadContext, ImageResult, Result
 from layers.geometry import GeometricTransform
 from layers.head import Head, HeadTarget, LossTerm
 from layers.layout import ItemLayout
+
+SKETCH_SIDE, SKETCH_CHANNELS = 8, 4
+"""Cells per side and channels of the map that a drawing's states lay out."""
 
 
 class ImageTargetProcessor:
@@ -64,24 +67,28 @@ class FlowConditions:
 
     Args:
         embedding: (n, time embedding width) from the query states.
-        maps: Per call (7 + num_queries, H, W): source RGB in [-1, 1], region, has-source flag, x, y, and one
-            relevance map per query; zeros where a call has no source. H and W are the canvas.
+        maps: Per call (8 + SKETCH_CHANNELS, H, W): source RGB in [-1, 1], region, has-source flag, x, y, relevance,
+            sketch; zeros where a call has no source, or a source and hence no sketch. H and W are the canvas.
+        heat: Per call the logits (H, W) of the relevance, None where a call has no source.
         has_source: Whether the call edits an image.
     """
 
     embedding: Tensor
     maps: list[Tensor]
+    heat: list[Tensor | None]
     has_source: list[bool]
 
 
 class FlowImageHead(Head):
     """Draws an image, or edits the latest one, with a rectified flow conditioned on query states.
 
-    The flow goes on straight lines (https://arxiv.org/abs/2209.03003): ``x_t = (1 - t)·image + t·start``, the
-    network regresses ``start - image``, and Euler steps go from ``t = 1`` to 0. A drawing starts from noise, an
-    edit from its source plus a little noise, so that what the edit leaves alone needs no flow. The network
-    sees pixels in patches (space to depth); the query states enter as FiLM of every block, and, for edits, as
-    relevance maps over the image's features.
+    The flow goes on straight lines (https://arxiv.org/abs/2209.03003): ``x_t = (1 - t)·image + t·start``, and Euler
+    steps go from ``t = 1`` to 0. The network expects the image itself, not the velocity ``(x_t - image)/t`` that
+    follows from it, since images lie on a manifold that a small network can learn and noise does not
+    (https://arxiv.org/abs/2511.13720); with the velocity as the target digits stayed noise. A drawing starts from
+    noise, an edit from its source plus a little noise, and what the network adds to the source is the edit. The
+    network sees pixels in patches (space to depth). The states enter as FiLM of every block; a drawing's also lay out
+    a coarse sketch, and an edit's mark, by attention over the image's features, what is to be changed.
 
     Args:
         state_size: Width of the language model's states.
@@ -94,6 +101,10 @@ class FlowImageHead(Head):
         num_steps: Euler steps when decoding (the call's parameter ``num_steps`` overrides it).
         source_noise: Standard deviation of the noise on an edit's source.
         change_weight: Extra weight of pixels that an edit changes.
+        heat_weight: Weight of the cross-entropy of the relevance with the pixels that an edit changes.
+        width: Width of the attention over an edited image's features.
+        num_layers: Its layers.
+        num_heads: Its heads.
         seed: Seed of the noise, together with the call's words (the parameter ``seed`` overrides it).
         pixel_mean: Mean per channel of the encoder's normalisation.
         pixel_std: Standard deviation per channel of the encoder's normalisation.
@@ -114,6 +125,10 @@ class FlowImageHead(Head):
         num_steps: int = 8,
         source_noise: float = 0.1,
         change_weight: float = 4.0,
+        heat_weight: float = 0.5,
+        width: int = 128,
+        num_layers: int = 2,
+        num_heads: int = 4,
         seed: int = 0,
         pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
         pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
@@ -126,7 +141,7 @@ class FlowImageHead(Head):
         self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         self.source_tasks = frozenset(source_tasks)
         self.patch_size, self.num_steps, self.seed = patch_size, num_steps, seed
-        self.source_noise, self.change_weight = source_noise, change_weight
+        self.source_noise, self.change_weight, self.heat_weight = source_noise, change_weight, heat_weight
         self.multiple = patch_size * 2 ** (len(channels) - 1)
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1))
         self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1))
@@ -138,10 +153,11 @@ class FlowImageHead(Head):
             nn.GELU(),
             perceptron(embedding_size, embedding_size, embedding_size),
         )
-        self.relevance_query = nn.Linear(state_size, feature_size)
-        self.relevance_key = nn.Sequential(nn.LayerNorm(feature_size), nn.Linear(feature_size, feature_size))
+        self.sketch = nn.Linear(embedding_size, SKETCH_CHANNELS * SKETCH_SIDE**2)
+        self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
+        self.relevance = Relevance(width)
         self.flow = UNet2DModel(
-            in_channels=(3 + 7 + num_queries) * patch_size**2,
+            in_channels=(3 + 8 + SKETCH_CHANNELS) * patch_size**2,
             out_channels=3 * patch_size**2,
             down_block_types=("DownBlock2D",) * (len(channels) - 1) + ("AttnDownBlock2D",),
             up_block_types=("AttnUpBlock2D",) + ("UpBlock2D",) * (len(channels) - 1),
@@ -169,12 +185,12 @@ class FlowImageHead(Head):
         per_call = per_call.unflatten(0, (len(contexts), self.num_queries))
         embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces)], dim=1))
         has_source = [context.call.task in self.source_tasks for context in contexts]
-        relevance = self._relevance(per_call, contexts, has_source)
+        heat = self._heat(pieces, contexts, has_source)
         maps = [
-            self._edit_maps(context, relevance[i]) if has_source[i] else self._draw_maps(embedding)
-            for i, context in enumerate(contexts)
+            self._draw_maps(embedding[i]) if logits is None else self._edit_maps(contexts[i], logits)
+            for i, logits in enumerate(heat)
         ]
-        return FlowConditions(embedding, maps, has_source)
+        return FlowConditions(embedding, maps, heat, has_source)
 
     def _prompt_summary(self, pieces: Sequence[Tensor]) -> Tensor:
         """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
@@ -188,7 +204,7 @@ class FlowImageHead(Head):
         return (prompt.mean(dim=0), prompt[-1]) if len(prompt) else (blank, blank)
 
     def loss(self, predictions: FlowConditions, targets: Sequence[HeadTarget]) -> LossTerm:
-        """Sum over calls of the mean squared error of the velocity at a random time of the flow.
+        """Sum over calls of the mean squared error of the image expected at a random time of the flow.
 
         Raises:
             ValueError: If the target of an edit has another size than its source.
@@ -205,11 +221,15 @@ class FlowImageHead(Head):
             start = self._start(conditions, torch.randn_like(image))
             time = torch.rand(len(group), device=image.device)
             blend = time[:, None, None, None]
-            velocity = self._velocity(
-                (1 - blend) * image + blend * start, time, conditions, predictions.embedding[group]
-            )
-            error = (velocity.float() - (start - image)).square().mean(dim=1)
+            sample = (1 - blend) * image + blend * start
+            expected = self._image(sample, time, conditions, predictions.embedding[group])
+            error = (expected - image).square().mean(dim=1)
             total = total + ((error * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
+            for i, one in zip(group, weight, strict=True):
+                logits = predictions.heat[i]
+                if logits is not None:
+                    changed = (one > 1).to(logits)
+                    total = total + self.heat_weight * F.binary_cross_entropy_with_logits(logits, changed)
         return LossTerm(total, len(targets))
 
     @torch.no_grad()
@@ -225,7 +245,8 @@ class FlowImageHead(Head):
             scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps[group[0]], steps[group[0]]).tolist())
             for timestep in scheduler.timesteps:
                 time = (timestep / scheduler.config.num_train_timesteps).to(sample.device).expand(len(group))
-                velocity = self._velocity(sample, time, conditions, predictions.embedding[group]).float()
+                expected = self._image(sample, time, conditions, predictions.embedding[group])
+                velocity = (sample - expected) / time[:, None, None, None]
                 sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
             canvases.update(zip(group, sample, strict=True))
         results: list[Result] = []
@@ -235,34 +256,40 @@ class FlowImageHead(Head):
             results.append(ImageResult(context.call, image.round().to(torch.uint8)))
         return results
 
-    def _relevance(
-        self, states: Tensor, contexts: Sequence[HeadContext], has_source: Sequence[bool]
-    ) -> dict[int, Tensor]:
-        """(num_queries, rows, columns) in 0..1 per editing call: where each query's state meets the features."""
+    def _heat(
+        self, pieces: Sequence[Tensor], contexts: Sequence[HeadContext], has_source: Sequence[bool]
+    ) -> list[Tensor | None]:
+        """Per editing call (H, W) logits of the input frame's pixels: what is to be changed."""
+        heat: list[Tensor | None] = [None] * len(contexts)
         edits = [i for i, edits in enumerate(has_source) if edits]
         if not edits:
-            return {}
+            return heat
         images = [contexts[i].image for i in edits]
-        features, _ = pad_ragged([image.features for image in images])
-        keys = self.relevance_key(features)
-        heat = torch.einsum("nkd,npd->nkp", self.relevance_query(states[edits]), keys) / keys.shape[-1] ** 0.5
-        return {
-            i: heat[row, :, : image.features.shape[0]].sigmoid().unflatten(-1, image.layout.grid)
-            for row, (i, image) in enumerate(zip(edits, images, strict=True))
-        }
+        reading = self.reader(
+            torch.cat([pieces[i] for i in edits]),
+            [len(pieces[i]) for i in edits],
+            [image.features for image in images],
+            [image.layout.grid for image in images],
+        )
+        for i, image, logits in zip(edits, images, self.relevance(reading).float(), strict=True):
+            grid = logits[: image.features.shape[0]].view(1, 1, *image.layout.grid)
+            size = image.inputs["pixel_values"].shape[-2:]
+            heat[i] = F.interpolate(grid, size, mode="bilinear", align_corners=False)[0, 0]
+        return heat
 
-    def _draw_maps(self, like: Tensor) -> Tensor:
+    def _draw_maps(self, embedding: Tensor) -> Tensor:
         width, height = self.canvas_size
-        blank = like.new_zeros(5, height, width, dtype=torch.float32)
-        return torch.cat([blank, _coordinates(blank), blank.new_zeros(self.num_queries, height, width)])
+        blank = embedding.new_zeros(6, height, width, dtype=torch.float32)
+        sketch = self.sketch(embedding).view(1, SKETCH_CHANNELS, SKETCH_SIDE, SKETCH_SIDE)
+        sketch = F.interpolate(sketch.float(), (height, width), mode="bilinear", align_corners=False)[0]
+        return torch.cat([blank[:5], _coordinates(blank), blank[:1], sketch])
 
-    def _edit_maps(self, context: HeadContext, relevance: Tensor) -> Tensor:
+    def _edit_maps(self, context: HeadContext, heat: Tensor) -> Tensor:
         pixels = context.image.inputs["pixel_values"].float()
         source = (pixels * self.pixel_std + self.pixel_mean) * 2 - 1
-        height, width = source.shape[-2:]
-        relevance = F.interpolate(relevance[None].float(), (height, width), mode="bilinear", align_corners=False)[0]
         region = _rasterise(context.call, source)
-        return torch.cat([source, region, torch.ones_like(region), _coordinates(source), relevance])
+        sketch = source.new_zeros(SKETCH_CHANNELS, *source.shape[-2:])
+        return torch.cat([source, region, torch.ones_like(region), _coordinates(source), heat.sigmoid()[None], sketch])
 
     def _target(self, target: HeadTarget, maps: Tensor, has_source: bool) -> tuple[Tensor, Tensor]:
         """The image (3, H, W) to generate and the weight (H, W) of each pixel."""
@@ -281,16 +308,16 @@ class FlowImageHead(Head):
         has_source = conditions[:, 4:5]
         return conditions[:, :3] + noise * (1 - has_source * (1 - self.source_noise))
 
-    def _velocity(self, sample: Tensor, time: Tensor, conditions: Tensor, embedding: Tensor) -> Tensor:
-        """The network's velocity (n, 3, H, W) at ``time`` in 0..1; pads the canvas to whole patches and levels."""
+    def _image(self, sample: Tensor, time: Tensor, conditions: Tensor, embedding: Tensor) -> Tensor:
+        """The expected image (n, 3, H, W), as a change of the source; pads the canvas to whole patches and levels."""
         height, width = sample.shape[-2:]
         stacked = torch.cat([sample, conditions], dim=1)
         pad_bottom, pad_right = -height % self.multiple, -width % self.multiple
         if pad_bottom or pad_right:
             stacked = F.pad(stacked, (0, pad_right, 0, pad_bottom))
         patches = F.pixel_unshuffle(stacked.to(embedding.dtype), self.patch_size)
-        velocity = self.flow(patches, time * 1000, class_labels=embedding).sample
-        return F.pixel_shuffle(velocity, self.patch_size)[..., :height, :width]
+        change = self.flow(patches, time * 1000, class_labels=embedding).sample
+        return conditions[:, :3] + F.pixel_shuffle(change, self.patch_size)[..., :height, :width].float()
 
     def _noise(self, context: HeadContext, size: Sequence[int]) -> Tensor:
         """Noise (3, H, W) that depends on the seed and the call only, whatever else is decoded with it."""

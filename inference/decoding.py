@@ -75,6 +75,29 @@ class Follower(Protocol):
         """Take the token that was appended."""
 
 
+class Opened:
+    """Has a reply begin with a given token, and otherwise reads it as another follower does.
+
+    Args:
+        token_id: The first token.
+        follower: Reads the reply.
+    """
+
+    def __init__(self, token_id: int, follower: Follower) -> None:
+        self._opening: int | None = token_id
+        self._follower = follower
+
+    @property
+    def forced_id(self) -> int | None:
+        """The first token, then what the follower forces."""
+        return self._follower.forced_id if self._opening is None else self._opening
+
+    def feed(self, token_id: int) -> object:
+        """Take the token that was appended."""
+        self._opening = None
+        return self._follower.feed(token_id)
+
+
 class Constraint(Protocol):
     """Restricts a batch of replies to legal continuations."""
 

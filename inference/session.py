@@ -15,7 +15,7 @@ from data.packing import pack
 from data.render import Rendered, render_prompt
 from inference.calling import PendingReply, answer_calls, to_original
 from inference.conversation import Conversation, Reply
-from inference.decoding import Decoded, DecodingOptions, decode
+from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decode
 from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
 from models.generalist import EncodedMedia, Generalist
@@ -90,6 +90,7 @@ class Session:
         feature_transform: FeatureTransform | None = None,
         progress: Callable[[int], None] | None = None,
         head_media_transform: HeadMediaTransform | None = None,
+        opening: str | None = None,
     ) -> list[Reply]:
         """Answer conversations, batched by length, in the order given.
 
@@ -100,6 +101,7 @@ class Session:
             progress: Called with the number of replies that a batch has added.
             head_media_transform: Replaces what heads see of each media item, encoder inputs included (some heads look
                 at pixels or node texts); applied after ``feature_transform``.
+            opening: Task whose call every reply is made to begin with; never to be used when routing is measured.
 
         Returns:
             One reply per conversation.
@@ -122,7 +124,8 @@ class Session:
                 for first in range(0, len(rendered), self.batch_size):
                     batch = rendered[first : first + self.batch_size]
                     sources = [conversations[index] for index, _ in batch]
-                    answered = self._answer(batch, sources, (feature_transform, head_media_transform), seconds)
+                    transforms = (feature_transform, head_media_transform)
+                    answered = self._answer(batch, sources, transforms, opening, seconds)
                     replies.update(zip((index for index, _ in batch), answered, strict=True))
                     if progress is not None:
                         progress(len(batch))
@@ -133,6 +136,7 @@ class Session:
         batch: Sequence[tuple[int, Rendered]],
         conversations: Sequence[Conversation],
         transforms: tuple[FeatureTransform | None, HeadMediaTransform | None],
+        opening: str | None,
         render_seconds: float,
     ) -> list[Reply]:
         clock = _Clock()
@@ -142,7 +146,7 @@ class Session:
             media = [[transforms[1](item) for item in items] for items in media]
         encode_seconds = clock.lap()
         available = [self.plan.tasks.available([item.kind for item in items]) for items in media]
-        decoded = self._decode(prompts, available, [index for index, _ in batch])
+        decoded = self._decode(prompts, available, opening, [index for index, _ in batch])
         decode_seconds = clock.lap()
         parsed = [
             self.generalist.router.route(item.token_ids, item.hidden_states, names)
@@ -188,7 +192,7 @@ class Session:
         return prompts, media
 
     def _decode(
-        self, prompts: Sequence[Tensor], available: Sequence[Sequence[str]], streams: Sequence[int]
+        self, prompts: Sequence[Tensor], available: Sequence[Sequence[str]], opening: str | None, streams: Sequence[int]
     ) -> list[Decoded]:
         model, vocabulary, tokenizer = self.generalist, self.plan.vocabulary, self.plan.tokenizer
         return decode(
@@ -197,10 +201,18 @@ class Session:
             self.options,
             stop_ids=[tokenizer.eos_token_id],
             never_sampled=never_sampled_mask(vocabulary, model.language_model.vocab_size, model.device),
-            followers=[CallParser(vocabulary) for _ in prompts] if any(vocabulary.query_ids.values()) else None,
+            followers=self._followers(len(prompts), opening),
             constraint=CallConstraint(vocabulary, available) if self.constrained else None,
             streams=streams,
         )
+
+    def _followers(self, count: int, opening: str | None) -> Sequence[Follower] | None:
+        vocabulary = self.plan.vocabulary
+        if opening is None:
+            return [CallParser(vocabulary) for _ in range(count)] if any(vocabulary.query_ids.values()) else None
+        if opening not in vocabulary.open_ids:
+            raise ValueError(f"opening: expected one of {sorted(vocabulary.open_ids)}, got '{opening}'")
+        return [Opened(vocabulary.open_ids[opening], CallParser(vocabulary)) for _ in range(count)]
 
     def _reply(self, routed: Parsed, decoded: Decoded, answered: PendingReply, timings: Mapping[str, float]) -> Reply:
         return Reply(

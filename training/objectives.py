@@ -7,14 +7,13 @@ module, and a module that compares them with the encoder's features through a sm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchmetrics.functional.text import edit_distance
 
 from data.records import Record
 from layers.head import LossTerm
@@ -88,114 +87,6 @@ class TowerObjective(nn.Module, ABC):
             encode: Items to features (ΣN, d), in the order of ``batch.layout``.
             batch: Its items may be changed before they are encoded, which is how inputs are masked in training.
         """
-
-
-@dataclass(frozen=True)
-class TranscriptRule:
-    """``meta.transcript`` as indices of the alphabet plus one (0 is the blank).
-
-    Args:
-        alphabet: Its characters; the transcript is brought to lower case.
-    """
-
-    alphabet: str
-
-    def __call__(self, record: Record, layout: ItemLayout) -> dict[str, Tensor] | None:
-        """``labels`` (characters,), or None without a transcript.
-
-        Raises:
-            ValueError: For a character outside the alphabet.
-        """
-        transcript = record.meta.get("transcript")
-        if not transcript:
-            return None
-        unknown = sorted(set(str(transcript).lower()) - set(self.alphabet))
-        if unknown:
-            raise ValueError(f"record '{record.key}': expected a transcript of '{self.alphabet}', got {unknown}")
-        return {"labels": torch.tensor([self.alphabet.index(letter) + 1 for letter in str(transcript).lower()])}
-
-
-class CTCObjective(TowerObjective):
-    """Connectionist temporal classification of characters over speech features, with SpecAugment.
-
-    ``-log p(y|x)``, ``p(y|x) = Σ_π Π_t p(π_t|x)`` over all alignments π of the transcript y with blanks
-    (Graves et al. 2006, https://www.cs.toronto.edu/~graves/icml_2006.pdf), per character; masked bands and stretches
-    of the spectrogram as in https://arxiv.org/abs/1904.08779, without time warping.
-
-    Args:
-        hidden_size: Width of the encoder's features.
-        alphabet: The characters of the transcripts.
-        time_masks: Masked stretches per item in training.
-        time_width: Largest stretch in frames of 10 ms.
-        mel_masks: Masked bands per item in training.
-        mel_width: Largest band in mel bins.
-    """
-
-    def __init__(
-        self,
-        hidden_size: int,
-        alphabet: str = " 'abcdefghijklmnopqrstuvwxyzäöüß0123456789",
-        time_masks: int = 2,
-        time_width: int = 16,
-        mel_masks: int = 2,
-        mel_width: int = 12,
-    ) -> None:
-        super().__init__()
-        self.hidden_size, self.alphabet = hidden_size, alphabet
-        self.target_rule = TranscriptRule(alphabet)
-        self.loss_weights = {}
-        self.masks = ((0, mel_masks, mel_width), (1, time_masks, time_width))
-        self.classify = nn.Linear(hidden_size, len(alphabet) + 1)
-
-    def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
-        """The loss per character; in evaluation also greedy character and word errors."""
-        items = [self._mask(item) for item in batch.items] if self.training else batch.items
-        log_probs = self.classify(encode(items)).float().log_softmax(-1)
-        rows = batch.layout.split(log_probs)
-        labels = [target["labels"] for target in batch.targets]
-        total = F.ctc_loss(
-            nn.utils.rnn.pad_sequence(list(rows)),  # (T, B, V)
-            torch.cat(labels),
-            torch.tensor(batch.layout.lengths),
-            torch.tensor([len(row) for row in labels]),
-            reduction="sum",
-            zero_infinity=True,
-        )
-        outcome = Outcome({"ctc": LossTerm(total, sum(len(row) for row in labels))})
-        if not self.training:
-            outcome.metrics = self._errors([self.decode(row) for row in rows], [self._text(row) for row in labels])
-        return outcome
-
-    def decode(self, log_probs: Tensor) -> str:
-        """The greedy transcript of one item (T, V): repetitions merged, blanks removed."""
-        best = torch.unique_consecutive(log_probs.argmax(-1))
-        return self._text(best[best > 0])
-
-    def _text(self, labels: Tensor) -> str:
-        return "".join(self.alphabet[index - 1] for index in labels.tolist())
-
-    def _errors(self, found: Sequence[str], expected: Sequence[str]) -> dict[str, tuple[Tensor, int]]:
-        characters = edit_distance(list(found), list(expected), reduction="sum")
-        alphabet: dict[str, str] = {}
-
-        def as_letters(text: str) -> str:  # every word becomes a letter, so that word errors are an edit distance
-            return "".join(alphabet.setdefault(word, chr(0xE000 + len(alphabet))) for word in text.split())
-
-        words = edit_distance([as_letters(t) for t in found], [as_letters(t) for t in expected], reduction="sum")
-        return {
-            "cer": (characters.double(), sum(map(len, expected))),
-            "wer": (words.double(), sum(len(text.split()) for text in expected)),
-        }
-
-    def _mask(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
-        features = item["input_features"].clone()  # (mels, frames)
-        fill = features.mean()
-        for axis, count, width in self.masks:
-            for _ in range(count):
-                size = min(int(torch.randint(width + 1, ())), features.shape[axis] // 4)
-                start = int(torch.randint(features.shape[axis] - size + 1, ()))
-                features.narrow(axis, start, size).copy_(fill)
-        return {**item, "input_features": features}
 
 
 class NoTargets:

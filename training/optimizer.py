@@ -30,7 +30,11 @@ def set_trainable(module: nn.Module, patterns: Iterable[str]) -> None:
 
 
 def parameter_groups(
-    module: nn.Module, learning_rate: float, learning_rates: Mapping[str, float], weight_decay: float
+    module: nn.Module,
+    learning_rate: float,
+    learning_rates: Mapping[str, float],
+    weight_decay: float,
+    muon: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay.
 
@@ -41,27 +45,45 @@ def parameter_groups(
         learning_rate: For parameters that match no pattern.
         learning_rates: Pattern (``re.search``) -> learning rate; the first match counts.
         weight_decay: For the decayed.
+        muon: Pattern -> Muon's learning rate, for the matrices among the parameters that match; the first match counts.
+
+    Returns:
+        Groups for :class:`training.muon.MuonAdamW`.
 
     Raises:
         ValueError: If a pattern matches no parameter, or nothing is trainable.
     """
-    compiled = [(re.compile(pattern), rate) for pattern, rate in learning_rates.items()]
     names = [name for name, _ in module.named_parameters()]
-    for pattern, _ in compiled:
-        if not any(pattern.search(name) for name in names):
-            raise ValueError(f"learning_rates: pattern '{pattern.pattern}' matches no parameter")
-    groups: dict[tuple[float, float], dict[str, Any]] = {}
+    compiled = _compiled("learning_rates", learning_rates, names)
+    compiled_muon = _compiled("muon", muon or {}, names)
+    groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
     for name, parameter in module.named_parameters():
         if not parameter.requires_grad:
             continue
-        rate = next((rate for pattern, rate in compiled if pattern.search(name)), learning_rate)
-        decay = 0.0 if parameter.ndim < 2 or _NO_DECAY.search(name) else weight_decay
-        group = groups.setdefault((rate, decay), {"params": [], "names": [], "lr": rate, "weight_decay": decay})
+        hidden = parameter.ndim >= 2 and not _NO_DECAY.search(name)
+        decay = weight_decay if hidden else 0.0
+        rate = _first_match(compiled_muon, name) if hidden and parameter.ndim == 2 else None
+        by_muon = rate is not None
+        rate = rate or _first_match(compiled, name) or learning_rate
+        group = groups.setdefault(
+            (rate, decay, by_muon), {"params": [], "lr": rate, "weight_decay": decay, "muon": by_muon}
+        )
         group["params"].append(parameter)
-        group["names"].append(name)
     if not groups:
         raise ValueError("nothing is trainable: expected at least one pattern of `trainable` to match")
-    return [{name: value for name, value in group.items() if name != "names"} for group in groups.values()]
+    return list(groups.values())
+
+
+def _compiled(argument: str, rates: Mapping[str, float], names: Iterable[str]) -> list[tuple[re.Pattern[str], float]]:
+    compiled = [(re.compile(pattern), rate) for pattern, rate in rates.items()]
+    for pattern, _ in compiled:
+        if not any(pattern.search(name) for name in names):
+            raise ValueError(f"{argument}: pattern '{pattern.pattern}' matches no parameter")
+    return compiled
+
+
+def _first_match(compiled: Iterable[tuple[re.Pattern[str], float]], name: str) -> float | None:
+    return next((rate for pattern, rate in compiled if pattern.search(name)), None)
 
 
 def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float = 0.02) -> float:

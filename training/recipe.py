@@ -21,6 +21,7 @@ from models.build import build_generalist, plain_config, validate_config
 from models.checkpoint import WEIGHTS, CheckpointError, save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist
 from models.plan import BatchPlan
+from training.muon import muon_adamw
 from training.optimizer import global_grad_norm, parameter_groups, set_trainable, warmup_cosine
 
 
@@ -53,6 +54,7 @@ class Recipe(L.LightningModule):
         init_from: Weights to begin with, in order.
         learning_rate: Peak learning rate.
         learning_rates: Pattern -> another peak learning rate; the first match counts.
+        muon: Pattern -> Muon's peak learning rate, for the matrices that match; the rest is AdamW's.
         weight_decay: AdamW's decay of matrices (not of embeddings, norms, biases).
         betas: AdamW's.
         warmup_steps: Linear warm-up, then a cosine to 2 %.
@@ -69,6 +71,7 @@ class Recipe(L.LightningModule):
         init_from: list[InitFrom] | None = None,
         learning_rate: float = 1e-3,
         learning_rates: dict[str, float] | None = None,
+        muon: dict[str, float] | None = None,
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
         warmup_steps: int = 100,
@@ -86,6 +89,7 @@ class Recipe(L.LightningModule):
         self.init_from = init_from or []
         self.learning_rate = learning_rate
         self.learning_rates = learning_rates or {}
+        self.muon = muon or {}
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
@@ -112,9 +116,11 @@ class Recipe(L.LightningModule):
         self.weights = self._resolve_loss_weights(generalist)
 
     def configure_optimizers(self) -> Any:
-        """AdamW (fused) and its schedule."""
-        groups = parameter_groups(self.generalist, self.learning_rate, self.learning_rates, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=self.betas, fused=True)
+        """AdamW (fused), with Muon where it is asked for, and the schedule of both."""
+        groups = parameter_groups(
+            self.generalist, self.learning_rate, self.learning_rates, self.weight_decay, self.muon
+        )
+        optimizer = muon_adamw(groups, self.betas, self.trainer.precision)
         total = int(self.trainer.estimated_stepping_batches)
         if total < 0 or total > 10**9:
             raise ValueError(f"trainer.max_steps: expected the length of the schedule, got {self.trainer.max_steps}")

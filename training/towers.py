@@ -13,6 +13,7 @@ from torch import Tensor
 
 from layers.encoder import Encoder
 from layers.layout import Layout
+from training.muon import muon_adamw
 from training.objectives import Outcome, TowerBatch, TowerObjective
 from training.optimizer import parameter_groups, warmup_cosine
 from training.tower_data import TowerPlan
@@ -30,6 +31,7 @@ class TowerRecipe(L.LightningModule):
         encoder: The tower.
         objective: What it learns; its ``hidden_size`` is the encoder's.
         learning_rate: Peak of AdamW's learning rate.
+        muon: Pattern -> Muon's peak learning rate, for the matrices that match; the rest is AdamW's.
         weight_decay: Of matrices; norms, biases and embeddings are not decayed.
         warmup_steps: Linear warm-up, then a cosine over the trainer's steps.
         betas: AdamW's.
@@ -45,6 +47,7 @@ class TowerRecipe(L.LightningModule):
         encoder: Encoder,
         objective: TowerObjective,
         learning_rate: float = 1e-3,
+        muon: dict[str, float] | None = None,
         weight_decay: float = 0.05,
         warmup_steps: int = 100,
         betas: tuple[float, float] = (0.9, 0.98),
@@ -58,6 +61,7 @@ class TowerRecipe(L.LightningModule):
             )
         self.encoder, self.objective = encoder, objective
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
+        self.muon = muon or {}
         self.betas, self.max_grad_norm, self.seed = betas, max_grad_norm, seed
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._started = 0.0
@@ -67,9 +71,9 @@ class TowerRecipe(L.LightningModule):
         return TowerPlan(self.encoder.processor, self.objective.target_rule)
 
     def configure_optimizers(self) -> Any:
-        """AdamW with warm-up and a cosine, stepped per optimizer step."""
-        groups = parameter_groups(self, self.learning_rate, {}, self.weight_decay)
-        optimizer = torch.optim.AdamW(groups, betas=self.betas)
+        """AdamW, with Muon where it is asked for, with warm-up and a cosine, stepped per optimizer step."""
+        groups = parameter_groups(self, self.learning_rate, {}, self.weight_decay, self.muon)
+        optimizer = muon_adamw(groups, self.betas, self.trainer.precision)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)

@@ -151,14 +151,14 @@ class Turns:
 
     def _on_object(self, task: str, index: int, words: dict[str, str]) -> Turn:
         item = self.scene.digits[index]
-        region: tuple[dict[str, Any], ...] = ({"type": "region", "box_xyxy": list(item.box_xyxy)},)
+        region: tuple[dict[str, Any], ...] = ()
         meta: dict[str, Any] = {"object": index, "digit": item.digit, "colour": item.colour}
         prompt = words["ref"]
         if task == "ground":
             name, turn = self._target("box", list(item.box_xyxy))
+            region = ({"type": "region", "box_xyxy": list(item.box_xyxy)},)
         elif task == "seg":
             name, turn = self._target("mask", encode_mask(torch.from_numpy(item.mask)))
-            region = ()
         else:
             edited = self.scene.recoloured(index, words["new"], self.rng)
             name, turn = self._target("image", image=edited.pixels())

@@ -132,6 +132,8 @@ class LabelBenchmark(Benchmark):
         cluster: Entry of the meta whose values make dependent samples.
     """
 
+    call = "node_class"
+
     def __init__(
         self,
         name: str,
@@ -171,6 +173,8 @@ class LabelBenchmark(Benchmark):
 
 class LinkBenchmark(LabelBenchmark):
     """Area under the ROC curve of a head's probability against the reference call's score target (0 or 1)."""
+
+    call = "link"
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """AUC; a missing probability is the worst one: 0 for a positive, 1 for a negative."""

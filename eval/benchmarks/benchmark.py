@@ -29,7 +29,12 @@ class Benchmark(ABC):
         without: Control -> why it is not measured.
         data: The data directory.
         split: Which split is asked; the constant control always answers from "val".
+
+    Attributes:
+        call: The task whose call answers every question, or None; the zeroed control's replies begin with it.
     """
+
+    call: str | None = None
 
     def __init__(
         self,

@@ -27,6 +27,8 @@ IOU_THRESHOLD = 0.5
 class BoxBenchmark(Benchmark):
     """Acc@0.5 of the box that the head reads from the hidden state, and of the box written in coordinate tokens."""
 
+    call = "ground"
+
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """``box_acc50`` and ``box_acc50_tokens``."""
         sources = {
@@ -63,6 +65,8 @@ class BoxBenchmark(Benchmark):
 
 class MaskBenchmark(Benchmark):
     """gIoU, the mean over samples of the mask's intersection over union."""
+
+    call = "seg"
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """``mask_giou``, with the pixel-weighted cIoU as a part."""
@@ -142,6 +146,8 @@ class DrawBenchmark(JudgedBenchmark):
 
 class EditBenchmark(JudgedBenchmark):
     """Edits that change the colour of one digit and nothing else."""
+
+    call = "edit"
 
     def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
         """``edit_right``, with its three conditions apart."""

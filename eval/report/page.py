@@ -23,7 +23,7 @@ from models.checkpoint import WEIGHTS
 CONTROL_WORDS = {
     "blind": "media removed from the prompt",
     "shuffled": "media of another sample",
-    "zeroed": "encoded features set to zero",
+    "zeroed": "encoded features set to zero; where a call answers, it is made for the model",
     "random_weights": "the same model, untrained",
     "constant": "the best constant answer of the validation split",
 }

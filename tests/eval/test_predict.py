@@ -128,6 +128,18 @@ def test_controls_run_and_say_so(checkpoint: Path, data: Path, tmp_path: Path, c
         assert all(given[key] != own[key] for key in own)
 
 
+def test_zeroed_replies_begin_with_the_call_that_answers(checkpoint: Path, tmp_path: Path) -> None:
+    """Without its features a model may rightly make no call; that would say nothing about the features."""
+    ground = Part("call", task="ground", prompt="red 7", groundings=({"type": "region", "box_xyxy": [1, 1, 5, 5]},))
+    write_shards(tmp_path, "test", "box", [call_sample("box", i, [ground]) for i in range(3)])
+    for control, share in (("zeroed", 1.0), (None, 0.0)):
+        ask(checkpoint, tmp_path, tmp_path / f"{control}.jsonl", ("box",), control=control)
+        log = read_log(tmp_path / f"{control}.jsonl")
+        assert [row.raw.startswith("<ground>") for row in log.predictions] == [bool(share)] * 3
+        opened = log.header.identity["session"].get("opened_with")
+        assert opened == ({"box": "ground"} if share else None)
+
+
 def test_zeroed_media_of_any_content_give_the_same_reply(checkpoint: Path) -> None:
     session = Session(Generalist.from_pretrained(checkpoint), max_new_tokens=6)
     asked = [Conversation.ask("what is it?", images=[picture(seed)]) for seed in range(3)]

@@ -228,6 +228,20 @@ def test_the_feature_transform_changes_what_the_model_sees(generalist):
     assert seen == [{"image": 1}]
 
 
+def test_an_opening_makes_every_reply_begin_with_the_call(generalist):
+    asked = conversations()[:3]
+    vocabulary = generalist.plan().vocabulary
+    session = Session(generalist, max_new_tokens=6)
+    free = [reply.token_ids[:1] for reply in session.generate(asked)]
+    for task in ("ground", "draw"):
+        opened = session.generate(asked, opening=task)
+        assert [reply.token_ids[0] for reply in opened] == [vocabulary.open_ids[task]] * 3
+        assert {len(reply.token_ids) for reply in opened} != {1}  # the model writes the rest
+    assert free == [reply.token_ids[:1] for reply in session.generate(asked)]
+    with pytest.raises(ValueError, match=r"opening: expected one of \['draw'.*got 'dance'"):
+        session.generate(asked, opening="dance")
+
+
 def test_the_head_media_transform_changes_what_heads_see_and_nothing_else(generalist):
     asked = [Conversation.ask("where?", images=[IMAGE])]
     ids = written(generalist, Call("ground", "red 7", (Region((0.25, 0.25, 0.5, 0.75)),)))

@@ -19,8 +19,9 @@ from encoders.vision import ImageProcessor, TimmEncoder
 from layers.layout import ItemLayout, Layout
 from layers.media import Graph
 from training.callbacks import LAST_CHECKPOINT, ResumePoint
-from training.objectives import CTCObjective, TextGraphObjective, TowerBatch, TowerObjective, TranscriptRule
+from training.objectives import TextGraphObjective, TowerBatch, TowerObjective
 from training.scene_objective import DenseSceneObjective, SceneRule, centre_heat
+from training.speech_objective import SpeechObjective, SpeechRule
 from training.tower_data import TowerData, TowerItem, TowerLoader, TowerPlan
 from training.towers import TOWER_FILE, TowerRecipe
 
@@ -117,26 +118,26 @@ def test_scene_metrics_are_perfect_for_perfect_features() -> None:
 
 
 def test_transcripts_and_greedy_decoding() -> None:
-    objective = CTCObjective(4, alphabet=" ab")
+    objective = SpeechObjective(4, alphabet=" ab")
     record = _record("audio", "a", (3200,), "flac", {"transcript": "Ab ba"})
-    labels = TranscriptRule(" ab")(record, ItemLayout((10,), (3200,)))["labels"]
+    labels = SpeechRule(" ab")(record, ItemLayout((10,), (3200,)))["labels"]
     assert labels.tolist() == [2, 3, 1, 3, 2]
     frames = torch.tensor([0, 2, 2, 3, 0, 1, 3, 0, 2, 2])
     assert objective.decode(torch.eye(4)[frames]) == "ab ba"
     assert objective.decode(torch.eye(4)[torch.tensor([2, 0, 2])]) == "aa"
     with pytest.raises(ValueError, match=r"record 'a': expected a transcript of ' a', got \['b'\]"):
-        TranscriptRule(" a")(record, ItemLayout((10,), (3200,)))
+        SpeechRule(" a")(record, ItemLayout((10,), (3200,)))
 
 
 def test_ctc_equals_the_sum_over_alignments() -> None:
     """Three frames, transcript "ab": the alignments are counted by hand."""
-    objective = CTCObjective(3, alphabet="ab")
+    objective = SpeechObjective(3, alphabet="ab")
     with torch.no_grad():
         objective.classify.weight.copy_(torch.eye(3))
         objective.classify.bias.zero_()
     features = torch.randn(3, 3, generator=torch.Generator().manual_seed(0))
     layout = ItemLayout((3,), (960,))
-    batch = TowerBatch([{}], Layout([layout]), [{"labels": torch.tensor([1, 2])}], ["a"])
+    batch = TowerBatch([{}], Layout([layout]), [{"labels": torch.tensor([1, 2]), "voices": torch.zeros(0)}], ["a"])
     outcome = _oracle_outcome(objective, features, batch)
     p = features.softmax(-1)
     paths = [(1, 1, 2), (1, 2, 2), (1, 2, 0), (1, 0, 2), (0, 1, 2)]
@@ -145,13 +146,36 @@ def test_ctc_equals_the_sum_over_alignments() -> None:
     assert outcome.losses["ctc"].count == 2
 
 
+def test_a_voice_counts_where_any_stretch_has_it() -> None:
+    objective = SpeechObjective(2, alphabet="ab", voices=("m1", "f1"))
+    rule = SpeechRule("ab", ("m1", "f1"))
+    layout = ItemLayout((10,), (3200,))
+
+    def target(*voices: str) -> dict[str, torch.Tensor]:
+        return rule(_record("audio", "a", (3200,), "flac", {"transcript": "a", "voices": list(voices)}), layout)
+
+    assert target("f1")["voices"].tolist() == [0, 1] and target("f1", "m1")["voices"].tolist() == [1, 1]
+    assert target("f1", "m4")["voices"].tolist() == [] and target()["voices"].tolist() == []
+    with torch.no_grad():
+        objective.recognise.weight.copy_(torch.eye(2))
+        objective.recognise.bias.zero_()
+    halves = torch.tensor([[20.0, -20.0]] * 5 + [[-20.0, 20.0]] * 5)  # first m1, then f1
+    one, both = torch.tensor([[20.0, -20.0]] * 10), [target("m1"), target("m1", "f1"), target("m4")]
+    batch = TowerBatch([{}] * 3, Layout([layout] * 3), both, ["a", "b", "c"])
+    right = _oracle_outcome(objective, torch.cat([one, halves, one]), batch).losses["voice"]
+    wrong = _oracle_outcome(objective, torch.cat([halves, one, one]), batch).losses["voice"]
+    assert right.count == wrong.count == 2 and right.total < 1e-3 < 10 < wrong.total
+    nobody = TowerBatch([{}], Layout([layout]), [target("m4")], ["a"])
+    assert _oracle_outcome(objective, one, nobody).losses["voice"].count == 0
+
+
 def test_error_rates() -> None:
-    errors = CTCObjective(4)._errors(["one two", ""], ["one too", "six"])
+    errors = SpeechObjective(4)._errors(["one two", ""], ["one too", "six"])
     assert {name: (float(total), count) for name, (total, count) in errors.items()} == {"cer": (4, 10), "wer": (2, 3)}
 
 
 def test_masks_touch_only_training_inputs() -> None:
-    objective, item = CTCObjective(4), {"input_features": torch.randn(80, 100)}
+    objective, item = SpeechObjective(4), {"input_features": torch.randn(80, 100)}
     seen: list[torch.Tensor] = []
 
     def encode(items: list[dict[str, torch.Tensor]]) -> torch.Tensor:
@@ -216,7 +240,7 @@ def _recipe(kind: str) -> TowerRecipe:
     if kind == "image":
         return TowerRecipe(_tiny_vision(), DenseSceneObjective(16), warmup_steps=2)
     if kind == "audio":
-        return TowerRecipe(SpeechEncoder({**TINY_WHISPER, "dropout": 0.1}), CTCObjective(16), warmup_steps=2)
+        return TowerRecipe(SpeechEncoder({**TINY_WHISPER, "dropout": 0.1}), SpeechObjective(16), warmup_steps=2)
     encoder = GraphTransformerEncoder(16, 1, 2, text_width=64, walk_length=2)
     return TowerRecipe(encoder, TextGraphObjective(16, text_width=64), warmup_steps=2)
 

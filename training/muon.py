@@ -1,0 +1,115 @@
+"""Muon for the hidden matrices, AdamW for everything else, as one optimizer."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalise(updates: Tensor, steps: int = 5, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Pull the singular values of matrices towards one: ``U S Vᵀ -> U S' Vᵀ`` with ``S'`` within about 0.7 to 1.2.
+
+    Newton-Schulz iterations of an odd quintic whose slope at zero is as steep as possible
+    (https://kellerjordan.github.io/posts/muon/).
+
+    Args:
+        updates: (n, rows, columns); matrices of one shape go through the iterations together.
+        steps: Iterations.
+        dtype: Of the matrix products; bfloat16 suffices where it is fast.
+
+    Returns:
+        (n, rows, columns) in ``dtype``.
+    """
+    a, b, c = COEFFICIENTS
+    x = updates.to(dtype)
+    tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if tall else x
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if tall else x
+
+
+def muon_adamw(groups: Sequence[dict[str, Any]], betas: tuple[float, float], precision: str) -> MuonAdamW:
+    """The optimizer for a trainer's precision: where that is bfloat16, Muon's products are too."""
+    return MuonAdamW(groups, betas, dtype=torch.bfloat16 if "bf16" in str(precision) else torch.float32)
+
+
+class MuonAdamW(torch.optim.Optimizer):
+    """AdamW (fused), with Muon (https://kellerjordan.github.io/posts/muon/) for groups that say ``muon: True``.
+
+    A Muon group's matrices move by the orthogonalised Nesterov momentum of their gradients, times ``√max(1, rows /
+    columns)``. What torch.optim.Muon computes one matrix after the other in bfloat16 is done here for all matrices of a
+    shape at once and in a dtype of choice (bfloat16 is slow on most CPUs), and both algorithms step as one optimizer.
+
+    Args:
+        groups: Parameter groups with ``lr`` and ``weight_decay``.
+        betas: AdamW's.
+        momentum: Muon's.
+        iterations: Newton-Schulz iterations.
+        dtype: Of their matrix products.
+
+    Raises:
+        ValueError: If a Muon group holds a parameter that is not a matrix, or a sharded one.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        betas: tuple[float, float] = (0.9, 0.98),
+        momentum: float = 0.95,
+        iterations: int = 5,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        self.momentum, self.iterations, self.dtype = momentum, iterations, dtype
+        groups = [{"muon": False, **group} for group in groups]
+        self._adamw = torch.optim.AdamW(groups, betas=betas, fused=True)  # also fills in its defaults
+        super().__init__(groups, self._adamw.defaults)
+        for parameter in (p for group in self.param_groups if group["muon"] for p in group["params"]):
+            if parameter.ndim != 2:
+                raise ValueError(f"Muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
+            if isinstance(parameter, DTensor):
+                raise ValueError("Muon: expected whole matrices, got a sharded one; train it with AdamW")
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Update every parameter that has a gradient."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._adamw.param_groups = [group for group in self.param_groups if not group["muon"]]
+        self._adamw.state = self.state  # load_state_dict replaces both
+        self._adamw.step()
+        for group in self.param_groups:
+            if group["muon"]:
+                self._muon(group)
+        return loss
+
+    def _muon(self, group: dict[str, Any]) -> None:
+        shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        for parameter in group["params"]:
+            if parameter.grad is not None:
+                shapes[tuple(parameter.shape)].append(parameter)
+        for (rows, columns), parameters in shapes.items():
+            updates = torch.stack([self._nesterov(parameter) for parameter in parameters])
+            updates = orthogonalise(updates, self.iterations, self.dtype)
+            rate = group["lr"] * max(1.0, rows / columns) ** 0.5
+            for parameter, update in zip(parameters, updates, strict=True):
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+
+    def _nesterov(self, parameter: nn.Parameter) -> Tensor:
+        state = self.state[parameter]
+        assert parameter.grad is not None
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer: Tensor = state["momentum_buffer"].lerp_(parameter.grad, 1 - self.momentum)
+        return parameter.grad.lerp(buffer, self.momentum)
