@@ -11,7 +11,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 VENV ?= .venv
 RUN ?= runs/quickstart
 ARGS ?=
-EXTRAS := diffusion,speech,graph,eval,demo,synthesis
+EXTRAS := diffusion,speech,graph,eval,convert,demo,synthesis
 
 override VENV_PYTHON := $(VENV)/bin/python
 override RUN_STAMP := $(VENV)/.installed-run

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("quickstart", "validate", "inspect", "index", "tokenizer")
+COMMANDS = ("quickstart", "convert", "validate", "inspect", "index", "tokenizer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -29,7 +29,7 @@ class TrainCLI(LightningCLI):
         config = self.config_init[str(self.subcommand)]["trainer"] if self.subcommand else self.config_init["trainer"]
         if config.get("logger") in (None, True) and not config.get("fast_dev_run"):
             root = config.get("default_root_dir") or "."
-            kwargs["logger"] = [TensorBoardLogger(root, name="logs"), CSVLogger(root, name="logs")]
+            kwargs["logger"] = [TensorBoardLogger(root, name="tensorboard"), CSVLogger(root, name="csv")]
         return super().instantiate_trainer(**kwargs)
 
     def before_fit(self) -> None:

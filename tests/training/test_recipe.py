@@ -24,14 +24,17 @@ def shard(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_resumed_training_equals_uninterrupted(tmp_path: Path, shard: Path) -> None:
-    main(training_arguments(tmp_path / "whole", shard, 4))
-    stopped = training_arguments(tmp_path / "halves", shard, 4)
+    muon = {r"^language_model\..*\.layers\.": 0.02}
+    main(training_arguments(tmp_path / "whole", shard, 4, muon=muon))
+    stopped = training_arguments(tmp_path / "halves", shard, 4, muon=muon)
     main([*stopped, "--trainer.limit_train_batches=2", "--trainer.max_epochs=1", "--model.init_args.export=null"])
     assert (tmp_path / "halves" / "last.ckpt").is_file()
     main(stopped)
     whole, halves = weights(tmp_path / "whole"), weights(tmp_path / "halves")
     assert whole.keys() == halves.keys()
     assert all(torch.equal(whole[name], halves[name]) for name in whole)
+    for name in ("tensorboard", "csv"):  # a resumed run adds a version to both logs
+        assert {path.name for path in (tmp_path / "halves" / name).iterdir()} == {"version_0", "version_1"}
 
 
 def test_training_changes_what_is_trainable_and_nothing_else(tmp_path: Path, shard: Path) -> None:
