@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -13,6 +13,8 @@ from layers.calls import Call, Grounding, HeadContext, MediaFeatures, Region, Re
 from layers.head import Head
 from routers.tasks import TaskTable
 
+HeadStates = Callable[[Sequence[Call], Tensor, Tensor], Tensor | None]
+
 
 @dataclass
 class PendingReply:
@@ -20,13 +22,15 @@ class PendingReply:
 
     Args:
         calls: As parsed: regions and spans are fractions of the model's input.
-        hidden_states: (n, d) states at the reply's tokens.
+        token_ids: (n,) the reply's tokens.
+        hidden_states: (n, d) states at them.
         media: The conversation's media.
         results: One per call answered so far, None where it failed.
         errors: What failed.
     """
 
     calls: Sequence[Call]
+    token_ids: Tensor
     hidden_states: Tensor
     media: list[MediaFeatures]
     results: list[Result | None] = field(default_factory=list)
@@ -34,7 +38,11 @@ class PendingReply:
 
 
 def answer_calls(
-    pending: Sequence[PendingReply], heads: Mapping[str, Head], tasks: TaskTable, parameters: Mapping[str, float]
+    pending: Sequence[PendingReply],
+    heads: Mapping[str, Head],
+    tasks: TaskTable,
+    parameters: Mapping[str, float],
+    head_states: HeadStates,
 ) -> None:
     """Answer every call of a batch of replies, in place.
 
@@ -46,6 +54,7 @@ def answer_calls(
         heads: Head name -> head.
         tasks: Says which head answers a task and whether it reads states.
         parameters: Scalar conditions handed to every head.
+        head_states: What calls hand to their head, such as :meth:`models.generalist.Generalist.head_states`.
     """
     for turn in range(max((len(reply.calls) for reply in pending), default=0)):
         groups: dict[tuple[str, bool], list[PendingReply]] = {}
@@ -60,17 +69,26 @@ def answer_calls(
             spec = tasks[call.task]
             groups.setdefault((spec.head, spec.link in ("hidden", "queries")), []).append(reply)
         for (name, reads_states), replies in groups.items():
-            _answer_round(heads[name], reads_states, replies, turn, parameters)
+            _answer_round(heads[name], head_states if reads_states else None, replies, turn, parameters)
 
 
 def _answer_round(
-    head: Head, reads_states: bool, replies: Sequence[PendingReply], turn: int, parameters: Mapping[str, float]
+    head: Head,
+    head_states: HeadStates | None,
+    replies: Sequence[PendingReply],
+    turn: int,
+    parameters: Mapping[str, float],
 ) -> None:
     contexts = [_context(reply, turn, parameters) for reply in replies]
     states, lengths = None, [0] * len(replies)
-    if reads_states:
-        rows = [reply.hidden_states[list(reply.calls[turn].state_positions)] for reply in replies]
-        states, lengths = torch.cat(rows), [row.shape[0] for row in rows]
+    if head_states is not None:
+        calls = [reply.calls[turn] for reply in replies]
+        rows = [
+            head_states([call], reply.hidden_states, reply.token_ids)
+            for call, reply in zip(calls, replies, strict=True)
+        ]
+        states = torch.cat([row for row in rows if row is not None])
+        lengths = [len(call.state_positions) for call in calls]
     try:
         results = head.decode(head(states, lengths, contexts), contexts)
     except ValueError as error:
@@ -78,7 +96,7 @@ def _answer_round(
             _fail(replies[0], str(error))
             return
         for reply in replies:
-            _answer_round(head, reads_states, [reply], turn, parameters)
+            _answer_round(head, head_states, [reply], turn, parameters)
         return
     for reply, result in zip(replies, results, strict=True):
         reply.results.append(replace(result, call=to_original(reply.calls[turn], reply.media)))

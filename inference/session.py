@@ -18,6 +18,7 @@ from inference.conversation import Conversation, Reply
 from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decode
 from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
+from layers.head import Head
 from models.generalist import EncodedMedia, Generalist
 from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import CallParser, Parsed
@@ -153,10 +154,11 @@ class Session:
             for item, names in zip(decoded, available, strict=True)
         ]
         pending = [
-            PendingReply(routed.calls, item.hidden_states, items)
+            PendingReply(routed.calls, self._ids(item.token_ids), item.hidden_states, items)
             for routed, item, items in zip(parsed, decoded, media, strict=True)
         ]
-        answer_calls(pending, self.generalist.heads, self.plan.tasks, self.parameters)  # type: ignore[arg-type]
+        heads: Mapping[str, Head] = self.generalist.heads  # type: ignore[assignment]
+        answer_calls(pending, heads, self.plan.tasks, self.parameters, self.generalist.head_states)
         shares = {"encode": encode_seconds, "decode": decode_seconds, "heads": clock.lap()}
         timings = {"render": render_seconds, **{name: value / len(batch) for name, value in shares.items()}}
         return [
@@ -225,6 +227,9 @@ class Session:
             finish_reason=decoded.finish_reason,
             timings=timings,
         )
+
+    def _ids(self, token_ids: Sequence[int]) -> Tensor:
+        return torch.tensor(token_ids, dtype=torch.int64, device=self.generalist.device)
 
     def _text(self, token_ids: list[int]) -> str:
         text = self.plan.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)

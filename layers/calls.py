@@ -58,8 +58,8 @@ class Call:
         prompt: The text between the opening token and the grounding.
         groundings: In the order written. Regions of a call that a session returns are original pixels.
         token_span: (start, end) of the call in the token ids it was parsed from, closing token included.
-        state_positions: Positions whose hidden states the head reads: the prompt's where the task says so, then the
-            anchor or the k queries.
+        state_positions: Positions that the head reads: the prompt's tokens where the task says so, then the anchor or
+            the k queries.
     """
 
     task: str

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
 from layers.batch import Batch, HeadCall, MediaBatch
-from layers.calls import HeadContext, MediaFeatures
+from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
 from layers.head import Head, LossTerm
 from layers.layout import Layout
@@ -213,6 +214,33 @@ class Generalist(nn.Module):
 
         return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]
 
+    def head_states(self, calls: Sequence[Call], states: Tensor, token_ids: Tensor) -> Tensor | None:
+        """What calls hand to their head from the language model.
+
+        Args:
+            calls: Their ``state_positions`` index the rows below.
+            states: (T, d) hidden states.
+            token_ids: (T,) the tokens at which they are.
+
+        Returns:
+            (ΣK, d): hidden states, but the tokens' embeddings at unit mean square where a task reads its prompt's;
+            None where no call has a position.
+        """
+        positions = [position for call in calls for position in call.state_positions]
+        if not positions:
+            return None
+        rows = torch.tensor(positions, device=states.device)
+        chosen, ids = states.index_select(0, rows), token_ids.index_select(0, rows)
+        by_embedding = [
+            self.tasks[call.task].prompt_tokens == "embeddings" for call in calls for _ in call.state_positions
+        ]
+        if not any(by_embedding):
+            return chosen
+        control = torch.tensor(sorted(self.vocabulary.control_ids), device=ids.device)
+        replaced = torch.tensor(by_embedding, device=ids.device) & ~torch.isin(ids, control)
+        embeddings = F.rms_norm(self.language_model.embed(ids), chosen.shape[-1:])
+        return torch.where(replaced[:, None], embeddings.to(chosen.dtype), chosen)
+
     def _token_loss(self, states: Tensor, batch: Batch) -> LossTerm:
         positions, targets = supervised_rows(batch.labels[0], batch.segment_lengths)
         model = self.language_model
@@ -230,8 +258,7 @@ class Generalist(nn.Module):
         encoded: Mapping[str, EncodedMedia],
     ) -> LossTerm:
         head = self._head(name)
-        positions = [position for item in calls for position in item.call.state_positions]
-        head_states = states.index_select(0, torch.tensor(positions, device=states.device)) if positions else None
+        head_states = self.head_states([item.call for item in calls], states, batch.input_ids[0])
         lengths = [len(item.call.state_positions) for item in calls]
         predictions = head(head_states, lengths, self.head_contexts(calls, batch.media, encoded))
         return head.loss(predictions, [item.target for item in calls])

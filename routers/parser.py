@@ -225,7 +225,7 @@ class CallParser:
             return None
         task = self._vocabulary.table[draft.task]
         positions = draft.positions[1:] if task.link == "queries" else draft.positions
-        if task.prompt_states:
+        if task.reads_prompt:
             positions = [*range(draft.start + 1, draft.start + 1 + len(draft.prompt_ids)), *positions]
         call = Call(
             task=draft.task,

@@ -59,7 +59,7 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
         ids.append(vocabulary.anchor_id)
     anchor = [len(ids) - 1] if task.link == "hidden" else []
     positions = [*range(len(ids), len(ids) + len(queries))] or anchor
-    if task.prompt_states:
+    if task.reads_prompt:
         positions = [*range(1, 1 + num_prompt_ids), *positions]
     learned = [True] * len(ids) + [False] * len(queries) + [True]
     return RenderedCall([*ids, *queries, vocabulary.close_ids[task.name]], positions, learned)

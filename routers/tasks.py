@@ -9,6 +9,8 @@ from typing import Any, Literal
 
 Link = Literal["text", "boxes", "hidden", "queries"]
 Payload = Literal["prompt", "regions", "time_spans", "nodes", "results"]
+PromptTokens = Literal["none", "states", "embeddings"]
+PROMPT_TOKENS: tuple[str, ...] = ("none", "states", "embeddings")
 LINKS: tuple[str, ...] = ("text", "boxes", "hidden", "queries")
 PAYLOADS: tuple[str, ...] = ("prompt", "regions", "time_spans", "nodes", "results")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
@@ -26,9 +28,10 @@ class TaskSpec:
         needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two.
         payload: What may stand between the tokens.
         num_queries: k, for the link ``queries``; must equal the head's.
-        prompt_states: The head also reads the states of the call's prompt, before that of the anchor or those of the
-            queries. A state after ``<anchor>`` has little left to predict, so a young language model keeps nearly
-            nothing of the prompt in it.
+        prompt_tokens: What the head reads of the call's prompt, one vector per token, before the state of the anchor
+            or those of the queries: ``none``, the tokens' ``states``, or their ``embeddings``, of unit mean square. A
+            state mostly says what comes next, and after ``<anchor>`` nothing does: a young language model keeps little
+            of the prompt in either, while the embeddings tell its words apart from the first step.
         loss_weight: Weight of the head's loss for this task's head.
         description: One sentence for the docs.
     """
@@ -39,7 +42,7 @@ class TaskSpec:
     needs: tuple[str, ...] = ()
     payload: tuple[Payload, ...] = ("prompt",)
     num_queries: int = 0
-    prompt_states: bool = False
+    prompt_tokens: PromptTokens = "none"
     loss_weight: float = 1.0
     description: str = ""
 
@@ -55,8 +58,17 @@ class TaskSpec:
             raise ValueError(f"task '{self.name}' payload: expected some of {PAYLOADS}, got {sorted(unknown)}")
         if (self.link == "queries") != (self.num_queries > 0):
             raise ValueError(f"task '{self.name}': link '{self.link}' does not go with num_queries={self.num_queries}")
-        if self.prompt_states and not (self.has_anchor and "prompt" in self.payload):
-            raise ValueError(f"task '{self.name}': prompt_states needs a prompt and a link that passes states")
+        if self.prompt_tokens not in PROMPT_TOKENS:
+            raise ValueError(
+                f"task '{self.name}' prompt_tokens: expected one of {PROMPT_TOKENS}, got {self.prompt_tokens!r}"
+            )
+        if self.reads_prompt and not (self.has_anchor and "prompt" in self.payload):
+            raise ValueError(f"task '{self.name}': prompt_tokens needs a prompt and a link that passes states")
+
+    @property
+    def reads_prompt(self) -> bool:
+        """Whether the head reads the prompt's tokens."""
+        return self.prompt_tokens != "none"
 
     @property
     def open_token(self) -> str:

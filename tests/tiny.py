@@ -28,14 +28,14 @@ TASKS: dict[str, Any] = {
     "max_nodes": 16,
     "tasks": [
         {"name": "ground", "head": "boxes", "needs": ["image"], "payload": ["prompt", "regions"]},
-        {"name": "seg", "head": "masks", "needs": ["image"], "payload": ["prompt"], "prompt_states": True},
+        {"name": "seg", "head": "masks", "needs": ["image"], "payload": ["prompt"], "prompt_tokens": "states"},
         {
             "name": "draw",
             "head": "image",
             "link": "queries",
             "num_queries": 2,
             "payload": ["prompt"],
-            "prompt_states": True,
+            "prompt_tokens": "embeddings",
         },
         {
             "name": "edit",

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.packing import pack
+from layers.calls import Call
 from models.generalist import Generalist
 from tests.tiny import SAMPLES, rendered, tiny_generalist
 
@@ -109,3 +110,22 @@ def test_frozen_parts_stay_in_eval(tmp_path: Path) -> None:
     model.train()
     assert not model.encoders["audio"].training
     assert model.encoders["image"].training and model.language_model.training
+
+
+def test_heads_read_embeddings_of_the_prompt_where_the_task_says_so(generalist: Generalist) -> None:
+    plan = generalist.plan()
+    vocabulary = plan.vocabulary
+    prompt = vocabulary.encode_text("blue 4")
+    states = torch.randn(12, generalist.language_model.head_weight.shape[1])
+    for task, last in (("draw", vocabulary.query_ids["draw"]), ("seg", [vocabulary.anchor_id])):
+        ids = torch.tensor([5, vocabulary.open_ids[task], *prompt, *last])
+        positions = tuple(range(2, len(ids)))
+        read = generalist.head_states([Call(task, "blue 4", state_positions=positions)], states[: len(ids)], ids)
+        assert torch.equal(read[len(prompt) :], states[2 + len(prompt) : len(ids)])
+        if task == "draw":
+            embeddings = generalist.language_model.embed(torch.tensor(prompt))
+            scale = embeddings.square().mean(dim=1, keepdim=True).add(torch.finfo(torch.float32).eps).rsqrt()
+            torch.testing.assert_close(read[: len(prompt)], embeddings * scale)
+        else:
+            assert torch.equal(read[: len(prompt)], states[2 : 2 + len(prompt)])
+    assert generalist.head_states([Call("draw", "x")], states, torch.zeros(12, dtype=torch.long)) is None

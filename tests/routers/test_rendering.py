@@ -120,11 +120,11 @@ def test_what_cannot_be_written_is_refused(vocabulary, call, message):
     assert message in str(caught.value)
 
 
-def test_prompt_states_come_before_the_anchor_or_the_queries(tokenizer_factory) -> None:
+def test_prompt_tokens_come_before_the_anchor_or_the_queries(tokenizer_factory) -> None:
     table = TaskTable(
         (
-            TaskSpec("ground", "boxes", payload=("prompt", "regions"), prompt_states=True),
-            TaskSpec("draw", "image", link="queries", num_queries=3, prompt_states=True),
+            TaskSpec("ground", "boxes", payload=("prompt", "regions"), prompt_tokens="embeddings"),
+            TaskSpec("draw", "image", link="queries", num_queries=3, prompt_tokens="embeddings"),
         ),
         num_bins=16,
     )
@@ -144,8 +144,8 @@ def test_prompt_states_come_before_the_anchor_or_the_queries(tokenizer_factory) 
         assert parsed.calls[0].state_positions == tuple(offset + position for position in rendered.state_positions)
 
 
-def test_prompt_states_need_a_prompt_and_a_link_with_states() -> None:
-    with pytest.raises(ValueError, match="prompt_states needs a prompt"):
-        TaskSpec("ground", "boxes", payload=("regions",), prompt_states=True)
-    with pytest.raises(ValueError, match="prompt_states needs a prompt"):
-        TaskSpec("speak", "voice", link="text", prompt_states=True)
+def test_prompt_tokens_need_a_prompt_and_a_link_with_states() -> None:
+    with pytest.raises(ValueError, match="prompt_tokens needs a prompt"):
+        TaskSpec("ground", "boxes", payload=("regions",), prompt_tokens="embeddings")
+    with pytest.raises(ValueError, match="prompt_tokens needs a prompt"):
+        TaskSpec("speak", "voice", link="text", prompt_tokens="embeddings")
