@@ -45,12 +45,17 @@ class Projector(nn.Module, ABC):
 
 
 def _mlp(input_size: int, output_size: int, num_layers: int) -> nn.Sequential:
+    """Linear layers with GELU between two norms.
+
+    Without the norms the projected tokens grow while what is easy is learned first: they reached a root mean square
+    of 7.5 beside text embeddings of .03, and what lies in directions of less variance (colours, say) was lost.
+    """
     if num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
-    modules: list[nn.Module] = [nn.Linear(input_size, output_size)]
+    modules: list[nn.Module] = [nn.LayerNorm(input_size), nn.Linear(input_size, output_size)]
     for _ in range(num_layers - 1):
         modules += [nn.GELU(), nn.Linear(output_size, output_size)]
-    return nn.Sequential(*modules)
+    return nn.Sequential(*modules, nn.RMSNorm(output_size))
 
 
 class MLPProjector(Projector):

@@ -46,9 +46,10 @@ def muon_adamw(groups: Sequence[dict[str, Any]], betas: tuple[float, float], pre
 class MuonAdamW(torch.optim.Optimizer):
     """AdamW (fused), with Muon (https://kellerjordan.github.io/posts/muon/) for groups that say ``muon: True``.
 
-    A Muon group's matrices move by the orthogonalised Nesterov momentum of their gradients, times ``√max(1, rows /
-    columns)``. What torch.optim.Muon computes one matrix after the other in bfloat16 is done here for all matrices of a
-    shape at once and in a dtype of choice (bfloat16 is slow on most CPUs), and both algorithms step as one optimizer.
+    A Muon group's matrices, and convolutions as matrices with a row per output channel, move by the orthogonalised
+    Nesterov momentum of their gradients, times ``√max(1, rows / columns)``. What torch.optim.Muon computes one matrix
+    after the other in bfloat16 is done here for all matrices of a shape at once and in a dtype of choice (bfloat16 is
+    slow on most CPUs), and both algorithms step as one optimizer.
 
     Args:
         groups: Parameter groups with ``lr`` and ``weight_decay``.
@@ -58,7 +59,7 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype: Of their matrix products.
 
     Raises:
-        ValueError: If a Muon group holds a parameter that is not a matrix, or a sharded one.
+        ValueError: If a Muon group holds a parameter of fewer than two axes, or a sharded one.
     """
 
     def __init__(
@@ -74,7 +75,7 @@ class MuonAdamW(torch.optim.Optimizer):
         self._adamw = torch.optim.AdamW(groups, betas=betas, fused=True)  # also fills in its defaults
         super().__init__(groups, self._adamw.defaults)
         for parameter in (p for group in self.param_groups if group["muon"] for p in group["params"]):
-            if parameter.ndim != 2:
+            if parameter.ndim < 2:
                 raise ValueError(f"Muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
             if isinstance(parameter, DTensor):
                 raise ValueError("Muon: expected whole matrices, got a sharded one; train it with AdamW")
@@ -95,16 +96,17 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def _muon(self, group: dict[str, Any]) -> None:
-        shapes: dict[tuple[int, ...], list[nn.Parameter]] = defaultdict(list)
+        shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                shapes[tuple(parameter.shape)].append(parameter)
+                shapes[len(parameter), parameter[0].numel()].append(parameter)
         for (rows, columns), parameters in shapes.items():
-            updates = torch.stack([self._nesterov(parameter) for parameter in parameters])
+            updates = torch.stack([self._nesterov(parameter).reshape(rows, columns) for parameter in parameters])
             updates = orthogonalise(updates, self.iterations, self.dtype)
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5
             for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.add_(update.reshape(parameter.shape), alpha=-rate)
 
     def _nesterov(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

@@ -45,7 +45,8 @@ def parameter_groups(
         learning_rate: For parameters that match no pattern.
         learning_rates: Pattern (``re.search``) -> learning rate; the first match counts.
         weight_decay: For the decayed.
-        muon: Pattern -> Muon's learning rate, for the matrices among the parameters that match; the first match counts.
+        muon: Pattern -> Muon's learning rate, for the matrices and convolutions among the parameters that match; the
+            first match counts.
 
     Returns:
         Groups for :class:`training.muon.MuonAdamW`.
@@ -62,7 +63,7 @@ def parameter_groups(
             continue
         hidden = parameter.ndim >= 2 and not _NO_DECAY.search(name)
         decay = weight_decay if hidden else 0.0
-        rate = _first_match(compiled_muon, name) if hidden and parameter.ndim == 2 else None
+        rate = _first_match(compiled_muon, name) if hidden else None
         by_muon = rate is not None
         rate = rate or _first_match(compiled, name) or learning_rate
         group = groups.setdefault(

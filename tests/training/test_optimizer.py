@@ -70,6 +70,16 @@ def test_continues_from_its_state_exactly() -> None:
         assert torch.equal(mine, their)
 
 
+def test_a_convolution_moves_like_the_matrix_of_its_output_channels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight, gradient = torch.randn(6, 3, 2, 2, generator=generator), torch.randn(6, 3, 2, 2, generator=generator)
+    convolution, matrix = nn.Parameter(weight.clone()), nn.Parameter(weight.flatten(1).clone())
+    for parameter in (convolution, matrix):
+        parameter.grad = gradient.reshape(parameter.shape).clone()
+        MuonAdamW([{"params": [parameter], "lr": 0.02, "weight_decay": 0.1, "muon": True}]).step()
+    assert torch.equal(convolution.flatten(1), matrix) and not torch.equal(convolution, weight)
+
+
 def test_a_schedule_reaches_both() -> None:
     network = _network()
     optimizer = MuonAdamW(parameter_groups(network, 1e-3, {}, 0.1, {"weight": 0.02}))
@@ -90,9 +100,9 @@ def test_who_gets_which() -> None:
         "weight_decay": 0.1,
         "muon": True,
     }
-    for parameter in (network["embed"].weight, network["conv"].weight, network["layers"].bias):
+    for parameter in (network["embed"].weight, network["conv"].bias, network["layers"].bias):
         assert not found[id(parameter)]["muon"]
-    assert found[id(network["conv"].weight)]["lr"] == 2e-3
+    assert found[id(network["conv"].bias)]["lr"] == 2e-3 and found[id(network["conv"].weight)]["muon"]
     with pytest.raises(ValueError, match=r"muon: pattern 'nothing' matches no parameter"):
         parameter_groups(network, 1e-3, {}, 0.1, {"nothing": 0.02})
     with pytest.raises(ValueError, match=r"Muon: expected matrices, got a parameter of shape \(3,\)"):
