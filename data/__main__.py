@@ -7,7 +7,17 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("quickstart", "convert", "validate", "inspect", "index", "tokenizer")
+COMMANDS = (
+    "quickstart",
+    "convert",
+    "write",
+    "split",
+    "sample",
+    "validate",
+    "inspect",
+    "index",
+    "tokenizer",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

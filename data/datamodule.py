@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +14,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from data.index import ensure_index
+from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import plan_packs
 from data.quarantine import Quarantine
 from data.shards import expand
-from data.stream import (
-    Oversize,
-    PackDataset,
-    PackSchedule,
-    Parcel,
-    SampleSet,
-    Source,
-    StepDataset,
-)
+from data.stream import Oversize, PackDataset, Parcel, SampleSet, StepDataset
 from layers.batch import Step
 from models.plan import BatchPlan
 
@@ -34,11 +28,13 @@ __all__ = ["EvalLoader", "PackedDataModule", "Source", "StepLoader"]
 class PackedDataModule(LightningDataModule):
     """Delivers :class:`layers.batch.Step`: the packs of one optimizer step with their loss counts.
 
-    The training stream is endless; give the trainer ``max_steps``. What step s holds depends on the seed, the data
-    and s alone, so a resumed run continues exactly where it stopped. A bad sample is left out and written down.
+    The training stream is endless, so give the trainer ``max_steps``, unless the mixture has a budget. What step s
+    holds depends on the seed, the data and s alone, so a resumed run continues exactly where it stopped. A bad sample
+    is left out and written down.
 
     Args:
         sources: Training sources.
+        mixture: How they are mixed; by default each by its weight, all in one.
         max_tokens: Tokens that a pack may hold.
         packs_per_step: Packs per optimizer step, over all processes.
         num_workers: Worker processes that read, decode and render; 0 does it in the training process.
@@ -55,6 +51,7 @@ class PackedDataModule(LightningDataModule):
     def __init__(
         self,
         sources: list[Source],
+        mixture: Mixture | None = None,
         max_tokens: int = 4096,
         packs_per_step: int = 1,
         num_workers: int = 0,
@@ -72,6 +69,7 @@ class PackedDataModule(LightningDataModule):
         if max_tokens < 1 or packs_per_step < 1:
             raise ValueError(f"expected max_tokens and packs_per_step >= 1, got {max_tokens} and {packs_per_step}")
         self.sources, self.val_sources = sources, val_sources or []
+        self.mixture = mixture or Mixture()
         self.max_tokens, self.packs_per_step = max_tokens, packs_per_step
         self.num_workers, self.seed = num_workers, seed
         self.plan = plan
@@ -124,8 +122,15 @@ class PackedDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """The endless stream of steps, from :attr:`next_step` on."""
         samples = self.train_samples()
-        weights = [source.weight for source in self.sources]
-        schedule = PackSchedule(samples.source_of, samples.lengths, weights, self.max_tokens, self.seed)
+        schedule = PackSchedule(
+            samples.source_of,
+            samples.lengths,
+            self.sources,
+            self.max_tokens,
+            self.seed,
+            self.mixture,
+            self.packs_per_step,
+        )
         dataset = StepDataset(samples, schedule, self.packs_per_step, *self._ranks())
         return StepLoader(dataset, self, self._quarantine(samples))
 
@@ -158,8 +163,8 @@ class PackedDataModule(LightningDataModule):
 
     def _order(self) -> dict[str, Any]:
         samples = self.train_samples()
-        shares = [[source.weight, source.tasks] for source in self.sources]
-        facts = json.dumps([list(samples.data_hashes.values()), shares])
+        shares = [[source.weight, source.tasks, source.where, source.max_samples] for source in self.sources]
+        facts = json.dumps([list(samples.data_hashes.values()), shares, asdict(self.mixture)])
         return {
             "seed": self.seed,
             "max_tokens": self.max_tokens,
@@ -186,7 +191,7 @@ class PackedDataModule(LightningDataModule):
 
 
 class StepLoader:
-    """Iterates over steps without end, from the data module's next step on.
+    """Iterates over steps from the data module's next step on, without end or to the end of the mixture's budget.
 
     Args:
         dataset: Builds steps.
@@ -197,9 +202,17 @@ class StepLoader:
     def __init__(self, dataset: StepDataset, module: PackedDataModule, quarantine: Quarantine) -> None:
         self.dataset, self.module, self.quarantine = dataset, module, quarantine
 
+    def __len__(self) -> int:
+        steps = self.dataset.schedule.num_steps()
+        if steps is None:
+            raise TypeError("the training stream has no end: expected a mixture with a budget of epochs or tokens")
+        return steps
+
     def __iter__(self) -> Iterator[Step]:
         first = self.module.next_step
-        loader = _loader(self.dataset, _From(first), self.module.num_workers)
+        steps = self.dataset.schedule.num_steps()
+        order = _From(first) if steps is None else range(first, steps)
+        loader = _loader(self.dataset, order, self.module.num_workers)
         for number, item in enumerate(loader, first):
             step, bad = item.unpack() if isinstance(item, Parcel) else item
             self.quarantine.add(bad)

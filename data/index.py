@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,8 +24,9 @@ from data.render import RenderError, rendered_length
 from data.shards import BLOCK, Sample, assemble, open_shard, read_members
 from models.plan import BatchPlan
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 _PROBES = 64
+_LONGEST_TAG = 64
 
 
 class StaleIndexError(ValueError):
@@ -40,11 +41,13 @@ class Entry:
         key: The sample's key.
         task: The record's task; "" where the record does not parse.
         members: Member name (``json`` or ``NAME.EXT``) -> (offset of the data, size), in bytes.
+        meta: The entries of the record's ``meta`` that are numbers, truth values or short strings, to select by.
     """
 
     key: str
     task: str
     members: dict[str, tuple[int, int]]
+    meta: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -168,12 +171,14 @@ def build_index(shard: str) -> ShardIndex:
         ShardError: If it is cut short, no tar file, or holds a member that belongs to no record.
     """
     members: dict[str, dict[str, tuple[int, int]]] = {}
-    tasks: dict[str, str] = {}
+    facts: dict[str, tuple[str, dict[str, Any]]] = {}
     for key, name, info, data in read_members(shard):
         members.setdefault(key, {})[name] = (info.offset_data, info.size)
         if name == "json":
-            tasks[key] = _task_of(data)
-    entries = tuple(Entry(key, tasks.get(key, ""), files) for key, files in members.items())
+            facts[key] = _facts_of(data)
+    entries = tuple(
+        Entry(key, task, files, meta) for key, files in members.items() for task, meta in [facts.get(key, ("", {}))]
+    )
     return ShardIndex(shard, fingerprint(shard), entries)
 
 
@@ -186,8 +191,8 @@ def load_index(shard: str) -> ShardIndex:
     """
     value = _read_sidecar(index_path(shard), {"shard": fingerprint(shard)})
     entries = tuple(
-        Entry(key, task, {name: (offset, size) for name, (offset, size) in files.items()})
-        for key, task, files in value["samples"]
+        Entry(key, task, {name: (offset, size) for name, (offset, size) in files.items()}, meta)
+        for key, task, files, meta in value["samples"]
     )
     return ShardIndex(shard, value["shard"], entries)
 
@@ -201,7 +206,7 @@ def ensure_index(shard: str) -> ShardIndex:
     except StaleIndexError as error:
         warnings.warn(f"{error}; making it anew", stacklevel=2)
     index = build_index(shard)
-    samples = [[entry.key, entry.task, entry.members] for entry in index.entries]
+    samples = [[entry.key, entry.task, entry.members, entry.meta] for entry in index.entries]
     _write_sidecar(index_path(shard), {"version": INDEX_VERSION, "shard": index.fingerprint, "samples": samples})
     return index
 
@@ -249,12 +254,20 @@ def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> L
     return lengths
 
 
-def _task_of(data: bytes) -> str:
+def _facts_of(data: bytes) -> tuple[str, dict[str, Any]]:
+    """Task and selectable meta of a record's JSON; empty where it does not parse."""
     try:
-        task = json.loads(data)["task"]
-    except (ValueError, KeyError, TypeError):
-        return ""
-    return task if isinstance(task, str) else ""
+        value = json.loads(data)
+        task, meta = value["task"], value.get("meta", {})
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", {}
+    if not isinstance(task, str) or not isinstance(meta, dict):
+        return "", {}
+    return task, {name: item for name, item in meta.items() if _selectable(item)}
+
+
+def _selectable(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _LONGEST_TAG)
 
 
 def _read_sidecar(path: str, facts: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,14 @@ class ShardWriter:
         """Complete the last shard."""
         self._finish()
 
+    def discard(self) -> None:
+        """Drop the shard that is being written; complete ones stay."""
+        if self._tar is not None and self._stream is not None:
+            self._tar.close()
+            self._stream.close()
+            self._partial.unlink()
+            self._tar = self._stream = None
+
     def __enter__(self) -> ShardWriter:
         return self
 
@@ -111,9 +119,8 @@ class ShardWriter:
     ) -> None:
         if kind is None:
             self._finish()
-        elif self._stream is not None:
-            self._stream.close()
-            self._partial.unlink()
+        else:
+            self.discard()
 
     @property
     def _partial(self) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal
@@ -14,7 +13,8 @@ from torch.utils.data import Dataset
 
 from data.index import ShardIndex, ShardReader, ensure_index, ensure_lengths
 from data.media import decode_media, decode_target
-from data.packing import merge_counts, pack, plan_packs
+from data.mixtures import PackSchedule, Source
+from data.packing import merge_counts, pack
 from data.quarantine import BadSample
 from data.render import Rendered, render
 from data.shards import Sample, expand
@@ -24,25 +24,6 @@ from models.plan import BatchPlan
 Oversize = Literal["error", "quarantine"]
 _ALIGNMENT = 64
 _MAX_SKIPPED = 1000
-
-
-@dataclass
-class Source:
-    """Shards that a run reads.
-
-    Args:
-        path: Directory, glob, brace pattern or address of shards, or several.
-        weight: How often a round of the stream takes each sample on average: 1 once, 2 twice, 0.5 every second one.
-        tasks: Only records of these tasks (the record's own ``task``); None takes all.
-    """
-
-    path: str | list[str]
-    weight: float = 1.0
-    tasks: list[str] | None = None
-
-    def __post_init__(self) -> None:
-        if not (math.isfinite(self.weight) and self.weight > 0):
-            raise ValueError(f"source '{self.path}' weight: expected a positive number, got {self.weight}")
 
 
 class SampleSet:
@@ -82,11 +63,13 @@ class SampleSet:
         self._cache: dict[int, Rendered] | None = {} if cache else None
         rows: list[tuple[int, int, int, int]] = []
         for number, source in enumerate(sources):
-            before = len(rows) + len(self.bad)
+            before, own = len(self.bad), list[tuple[int, int, int, int]]()
             for path in expand(source.path):
-                rows += self._scan(path, source, number, oversize)
-            if len(rows) + len(self.bad) == before:
-                raise ValueError(f"source '{source.path}': expected samples of the tasks {source.tasks}, got none")
+                own += self._scan(path, source, number, oversize)
+            if not own and len(self.bad) == before:
+                told = f"the tasks {source.tasks}" + (f" where {source.where}" if source.where else "")
+                raise ValueError(f"source '{source.path}': expected samples of {told}, got none")
+            rows += _capped(own, source.max_samples)
         table = np.array(rows, dtype=np.int64).reshape(-1, 4)
         self.source_of, self._shards, self._positions, self.lengths = table.T.copy()
         self.num_samples = len(rows) + len(self.bad)
@@ -129,7 +112,7 @@ class SampleSet:
         self._indices.append(index)
         rows = []
         for position, (entry, tokens) in enumerate(zip(index.entries, lengths.tokens, strict=True)):
-            if source.tasks is not None and entry.task and entry.task not in source.tasks:
+            if not source.takes(entry.task, entry.meta):
                 continue
             reason = lengths.errors.get(position, "")
             if not reason and tokens > self.max_tokens:
@@ -141,6 +124,14 @@ class SampleSet:
             else:
                 rows.append((number, len(self._indices) - 1, position, tokens))
         return rows
+
+
+def _capped(rows: list[tuple[int, int, int, int]], most: int | None) -> list[tuple[int, int, int, int]]:
+    """At most so many rows: a random choice that is the same in every run, in the order of the shards."""
+    if most is None or len(rows) <= most:
+        return rows
+    chosen = np.sort(np.random.default_rng([len(rows), most]).permutation(len(rows))[:most])
+    return [rows[place] for place in chosen.tolist()]
 
 
 def render_sample(sample: Sample, plan: BatchPlan) -> Rendered:
@@ -159,59 +150,6 @@ def render_sample(sample: Sample, plan: BatchPlan) -> Rendered:
     except ValueError as error:
         raise ValueError(f"record '{sample.key}': {error}") from error
     return render(record, media, plan, targets)
-
-
-class PackSchedule:
-    """An endless sequence of packs; pack i is a pure function of the seed and i.
-
-    The stream runs in rounds. A round takes ``weight`` times the samples of each source, continuing through that
-    source's own shuffled passes, shuffles them together and packs them.
-
-    Args:
-        source_of: (N,) source of each sample.
-        lengths: (N,) tokens of each sample.
-        weights: Per source.
-        max_tokens: Tokens that a pack may hold.
-        seed: Seed of the run.
-    """
-
-    def __init__(
-        self, source_of: np.ndarray, lengths: np.ndarray, weights: Sequence[float], max_tokens: int, seed: int
-    ) -> None:
-        if not len(lengths):
-            raise ValueError("training stream: expected at least one usable sample, got none")
-        self.members = [np.flatnonzero(source_of == number) for number in range(len(weights))]
-        self.lengths, self.weights, self.max_tokens, self.seed = lengths, list(weights), max_tokens, seed
-        self._ends: list[int] = []  # pack number at which each known round ends
-        self._rounds: dict[int, list[list[int]]] = {}  # the last few
-
-    def pack(self, number: int) -> list[int]:
-        """The samples of a pack."""
-        while not self._ends or self._ends[-1] <= number:
-            known = self._ends[-1] if self._ends else 0
-            self._ends.append(known + len(self._round(len(self._ends))))
-        index = int(np.searchsorted(self._ends, number, side="right"))
-        return self._round(index)[number - (self._ends[index - 1] if index else 0)]
-
-    def _round(self, index: int) -> list[list[int]]:
-        if index not in self._rounds:
-            samples = np.concatenate([self._share(source, index) for source in range(len(self.members))])
-            plan = plan_packs(self.lengths[samples], self.max_tokens, self.seed, index)
-            if len(self._rounds) >= 3:
-                del self._rounds[min(self._rounds)]
-            self._rounds[index] = [samples[item].tolist() for item in plan.packs]
-        return self._rounds[index]
-
-    def _share(self, source: int, index: int) -> np.ndarray:
-        members = self.members[source]
-        quota = self.weights[source] * len(members)
-        places = np.arange(math.floor(index * quota), math.floor((index + 1) * quota))
-        passes = places // max(len(members), 1)
-        parts = [np.empty(0, dtype=np.int64)]
-        for number in np.unique(passes).tolist():
-            shuffled = np.random.default_rng([self.seed, source, number, 1]).permutation(members)
-            parts.append(shuffled[places[passes == number] % len(members)])
-        return np.concatenate(parts)
 
 
 class StepDataset(Dataset[tuple[Step, list[BadSample]]]):
@@ -239,15 +177,16 @@ class StepDataset(Dataset[tuple[Step, list[BadSample]]]):
         numbers = range(first + self.rank, first + self.packs_per_step, self.world_size)
         packs, bad = list[Batch](), list[BadSample]()
         for number in numbers:
-            packs += build_packs(self.samples, self.schedule.pack(number), bad)
+            packs += build_packs(self.samples, self.schedule.pack(number).samples, bad)
         # A rank without any pack would leave the others waiting in the gradient exchange: take a later one.
         number, skipped = numbers[-1], 0
         while not packs:
             number, skipped = number + self.packs_per_step, skipped + 1
             if skipped > _MAX_SKIPPED:
                 raise ValueError(f"step {step}: expected a usable sample, got {_MAX_SKIPPED} packs without one")
-            packs += build_packs(self.samples, self.schedule.pack(number), bad)
-        return Step(packs, merge_counts(packs), len(bad)), bad
+            packs += build_packs(self.samples, self.schedule.pack(number).samples, bad)
+        choice = self.schedule.pack(first)
+        return Step(packs, merge_counts(packs), len(bad), choice.source, choice.probability), bad
 
 
 class PackDataset(Dataset[tuple[Step, list[BadSample]]]):

@@ -109,11 +109,21 @@ class Batch:
 
 @dataclass
 class Step:
-    """The packs of one optimizer step, with the denominators of every loss known before the first backward."""
+    """The packs of one optimizer step, with the denominators of every loss known before the first backward.
+
+    Args:
+        packs: The packs.
+        counts: Loss name -> the denominator over all of them.
+        quarantined: Samples that were left out of them.
+        source: In an unmixed stream, the one source that they come from.
+        probability: That of this source being drawn.
+    """
 
     packs: list[Batch]
     counts: dict[str, int]
     quarantined: int = 0
+    source: str | None = None
+    probability: float | None = None
 
     def to(self, device: torch.device | str) -> Step:
         """The same step on a device."""

@@ -10,11 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
+from data.drawing import Overlay, data_address, graph_figure, mask_layer, picture
 from data.media import decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, decode_image
-from eval.report.drawing import Overlay, data_address, graph_figure, mask_layer, picture
 from layers.media import Graph
 
 AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}

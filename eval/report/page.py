@@ -11,12 +11,12 @@ from typing import Any
 
 from safetensors import safe_open
 
+from data.drawing import ARROW
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.controls import CONTROLS
 from eval.log import LogContents, LogError, read_log
 from eval.report.cards import card, choose
 from eval.report.curves import files_of, read_stages, stage_sections
-from eval.report.drawing import ARROW
 from eval.score import Scores, verdict
 from models.checkpoint import WEIGHTS
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,11 @@ import pytest
 import torch
 
 from data.datamodule import PackedDataModule
+from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
 from data.quarantine import BadSample, Quarantine, QuarantineError
 from data.shards import ShardWriter, expand
-from data.stream import PackSchedule, Parcel, SampleSet, Source, StepDataset
+from data.stream import Parcel, SampleSet, StepDataset
 from layers.batch import Batch, Step
 from models.plan import BatchPlan
 from tests.data.conftest import audio_sample, graph_sample, image_sample, text_record
@@ -50,29 +52,29 @@ def test_a_step_carries_the_counts_of_its_packs(shards: Path, plan: BatchPlan) -
 
 def test_a_round_takes_every_sample_once_and_rounds_differ(shards: Path, plan: BatchPlan) -> None:
     samples = SampleSet([Source(str(shards))], plan, 256)
-    schedule = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    schedule = PackSchedule(samples.source_of, samples.lengths, [Source("x")], 256, 0)
     packs = iter(range(10_000))
     rounds = []
     for _ in range(3):
         seen: list[int] = []
         while len(seen) < len(samples):
-            seen += schedule.pack(next(packs))
+            seen += schedule.pack(next(packs)).samples
         assert sorted(seen) == list(range(60))
         rounds.append(seen)
     assert rounds[0] != rounds[1] != rounds[2]
-    backwards = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    backwards = PackSchedule(samples.source_of, samples.lengths, [Source("x")], 256, 0)
     assert [backwards.pack(n) for n in (25, 3, 17)] == [schedule.pack(n) for n in (25, 3, 17)]
-    assert PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 1).pack(0) != schedule.pack(0)
+    assert PackSchedule(samples.source_of, samples.lengths, [Source("x")], 256, 1).pack(0) != schedule.pack(0)
 
 
 def test_weights_are_passes_per_round() -> None:
     source_of, lengths = np.repeat([0, 1, 2], [10, 20, 8]), np.full(38, 5)
-    schedule = PackSchedule(source_of, lengths, [2.0, 0.5, 1.0], 20, 0)
-    first = Counter(number for pack in range(10) for number in schedule.pack(pack))  # 20 + 10 + 8 samples by 4
+    schedule = PackSchedule(source_of, lengths, [Source("x", weight=w) for w in (2.0, 0.5, 1.0)], 20, 0)
+    first = Counter(number for pack in range(10) for number in schedule.pack(pack).samples)  # 20 + 10 + 8 samples by 4
     by_source = [sum(count for number, count in first.items() if source_of[number] == s) for s in range(3)]
     assert by_source == [20, 10, 8]
     assert [first[number] for number in range(10)] == [2] * 10
-    second = Counter(number for pack in range(10, 20) for number in schedule.pack(pack))
+    second = Counter(number for pack in range(10, 20) for number in schedule.pack(pack).samples)
     assert [first[number] + second[number] for number in range(10, 30)] == [1] * 20
 
 
@@ -115,7 +117,7 @@ def test_another_order_is_not_continued(shards: Path, plan: BatchPlan, changes: 
 
 def test_ranks_share_the_packs_of_a_step(shards: Path, plan: BatchPlan) -> None:
     samples = SampleSet([Source(str(shards))], plan, 256)
-    schedule = PackSchedule(samples.source_of, samples.lengths, [1.0], 256, 0)
+    schedule = PackSchedule(samples.source_of, samples.lengths, [Source("x")], 256, 0)
     whole = StepDataset(samples, schedule, 5)
     ranks = [StepDataset(samples, schedule, 5, rank, 2) for rank in range(2)]
     for number in (0, 7):
@@ -204,7 +206,7 @@ def test_a_step_is_never_without_a_pack(tmp_path: Path, plan: BatchPlan) -> None
         writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
         writer.write(text_record("text-0"), {})
     samples = SampleSet([Source(str(tmp_path))], plan, 64)
-    dataset = StepDataset(samples, PackSchedule(samples.source_of, samples.lengths, [1.0], 64, 0), 1)
+    dataset = StepDataset(samples, PackSchedule(samples.source_of, samples.lengths, [Source("x")], 64, 0), 1)
     steps = [dataset[number] for number in range(6)]
     assert all([batch.keys for batch in step.packs] == [["text-0"]] for step, _ in steps)
     assert {bad.key for _, found in steps for bad in found} == {"audio-empty"}
@@ -233,8 +235,8 @@ def test_what_cannot_work_is_refused(shards: Path, plan: BatchPlan) -> None:
         PackedDataModule([Source(str(shards))]).train_dataloader()
     with pytest.raises(ValueError, match="sources: expected at least one"):
         PackedDataModule([])
-    with pytest.raises(ValueError, match="weight: expected a positive number, got 0"):
-        Source(str(shards), weight=0)
+    with pytest.raises(ValueError, match="weight: expected 0 or a positive number, got -1"):
+        Source(str(shards), weight=-1)
 
 
 class _Recorder(L.LightningModule):
@@ -309,3 +311,57 @@ def test_batches_move_as_a_whole(shards: Path, plan: BatchPlan) -> None:
     assert all(isinstance(batch, Batch) and batch.input_ids.is_meta for batch in moved.packs)
     items = [item for batch in moved.packs for media in batch.media.values() for item in media.items]
     assert items and all(tensor.is_meta for item in items for tensor in item.values())
+
+
+def test_a_budget_ends_a_fit_and_its_resumed_rest(shards: Path, plan: BatchPlan, tmp_path: Path) -> None:
+    mixture = Mixture(epochs=2.0)
+    whole = _Recorder()
+    options: dict[str, Any] = {"max_epochs": 1, "limit_val_batches": 0}
+    trainer = _trainer(tmp_path, -1, enable_checkpointing=False, **options)
+    trainer.fit(whole, _module(shards, plan, mixture=mixture))
+    steps = len(_module(shards, plan, mixture=mixture).train_dataloader())
+    assert len(whole.keys) == trainer.global_step == steps
+    assert trainer.estimated_stepping_batches == steps
+    assert whole.keys == _keys(_module(shards, plan).train_dataloader(), steps)
+
+    first, second = _Recorder(fail_at=5), _Recorder()
+    every = L.pytorch.callbacks.ModelCheckpoint(tmp_path / "ckpt", save_last=True, every_n_train_steps=1)
+    with pytest.raises((KeyboardInterrupt, SystemExit)):
+        _trainer(tmp_path, -1, callbacks=[every], **options).fit(first, _module(shards, plan, mixture=mixture))
+    _trainer(tmp_path, -1, enable_checkpointing=False, **options).fit(
+        second, _module(shards, plan, mixture=mixture), ckpt_path=tmp_path / "ckpt" / "last.ckpt", weights_only=True
+    )
+    assert first.keys + second.keys == whole.keys
+    with pytest.raises(TypeError, match="no end"):
+        len(_module(shards, plan).train_dataloader())
+
+
+def test_sources_select_by_meta_and_cap(plan: BatchPlan, tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, "tagged") as writer:
+        for number in range(12):
+            meta = {"language": ("en", "de", "fr")[number % 3], "difficulty": number / 12}
+            writer.write(replace(text_record(f"r{number}"), meta=meta), {})
+
+    def keys(**selection: Any) -> list[str]:
+        samples = SampleSet([Source(str(tmp_path), **selection)], plan, 256)
+        return [samples.sample(number).key for number in range(len(samples))]
+
+    assert keys(where={"language": "de"}) == ["r1", "r4", "r7", "r10"]
+    assert keys(where={"language": ["de", "fr"], "difficulty": {"max": 0.2}}) == ["r1", "r2"]
+    assert (
+        len(keys(max_samples=5)) == 5 and keys(max_samples=5) == keys(max_samples=5) and keys(max_samples=99) == keys()
+    )
+    with pytest.raises(ValueError, match=r"where \{'language': 'nl'\}, got none"):
+        keys(where={"language": "nl"})
+
+
+def test_unmixed_steps_say_what_they_hold(shards: Path, plan: BatchPlan) -> None:
+    sources = [Source(str(shards), tasks=[task], name=task) for task in ("asr", "graph")]
+    module = PackedDataModule(sources, Mixture(unmixed=True), max_tokens=256, packs_per_step=2, plan=plan)
+    steps = list(islice(module.train_dataloader(), 12))
+    assert {step.source for step in steps} == {"asr", "graph"}
+    for step in steps:
+        assert {batch_kind for pack in step.packs for batch_kind in pack.media} <= {"audio", "graph"}
+        assert 0 < step.probability < 1
+    mixed = next(iter(_module(shards, plan).train_dataloader()))
+    assert mixed.source is None and mixed.probability is None

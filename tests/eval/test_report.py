@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 import torch
 
+from data.drawing import layout, mask_layer
 from eval.__main__ import main
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.report.cards import card, choose
 from eval.report.curves import read_stages, stage_sections
-from eval.report.drawing import layout, mask_layer
 from eval.report.page import clock, read_phases
 from layers.media import Graph
 from tests.eval.conftest import answer_sample, box_sample, gold, mask_sample, write_log, write_shards

@@ -1,0 +1,124 @@
+"""What can be wrong with a sample beyond its format: media, targets and groundings that do not fit one another."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from data.media import decode_media, decode_target
+from data.records import Media, Part, Record
+from data.shards import Sample
+
+EDGE = 1e-6
+"""Boxes may leave their image by this much, a rounding error."""
+
+
+def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[str]:
+    """Everything wrong with a sample, one line each; nothing if it is good.
+
+    Every medium and target is decoded. Boxes and regions must lie in the latest image before them, masks must have
+    its size, time spans must lie in the latest clip, nodes in the latest graph.
+
+    Args:
+        sample: The sample.
+        tasks: Tasks that calls may name; None takes any.
+    """
+    found = []
+    for media in sample.record.media.values():
+        try:
+            decode_media(media, sample.members[media.file])
+        except ValueError as error:
+            found.append(str(error))
+    targets: dict[str, Any] = {}
+    for name, target in sample.record.targets.items():
+        try:
+            targets[name] = decode_target(target, sample.members[target.file] if target.file else None)
+        except ValueError as error:
+            found.append(f"target '{name}': {error}")
+    unused = sorted(set(sample.record.media) - {part.media for part in _parts(sample.record)})
+    if unused:
+        found.append(f"media: expected every one in a message, got {unused} in none")
+    latest: dict[str, Media] = {}
+    for part in _parts(sample.record):
+        if part.media:
+            latest[part.type] = sample.record.media[part.media]
+        elif part.type == "call":
+            found += _problems_of_call(part, sample.record, targets, latest, tasks)
+    return found
+
+
+def _parts(record: Record) -> list[Part]:
+    return [part for message in record.messages for part in message.content]
+
+
+def _problems_of_call(
+    call: Part,
+    record: Record,
+    targets: Mapping[str, Any],
+    latest: Mapping[str, Media],
+    tasks: Collection[str] | None,
+) -> list[str]:
+    found = []
+    if tasks is not None and call.task not in tasks:
+        found.append(f"call: expected a task of {sorted(tasks)}, got '{call.task}'")
+    for grounding in call.groundings:
+        problem = _problem_of_grounding(grounding, latest)
+        if problem:
+            found.append(f"call of '{call.task}': {problem}")
+    if call.target is not None and call.target in targets:
+        kind, value = record.targets[call.target].type, targets[call.target]
+        problem = _problem_of_target(kind, value, latest)
+        if problem:
+            found.append(f"target '{call.target}': {problem}")
+    return found
+
+
+def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> str | None:
+    if kind == "box":
+        return _outside(value, latest.get("image"))
+    if kind == "mask":
+        image = latest.get("image")
+        assert isinstance(value, Tensor)
+        if image is None:
+            return "expected an image before the mask, got none"
+        if tuple(reversed(value.shape)) != image.size:
+            return f"expected a mask of {image.size[0]}x{image.size[1]}, got {value.shape[1]}x{value.shape[0]}"
+    return None
+
+
+def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Media]) -> str | None:
+    kind = grounding["type"]
+    if kind == "region":
+        return _outside(grounding.get("box_xyxy"), latest.get("image"))
+    if kind == "time_span":
+        clip = latest.get("audio")
+        if clip is None or clip.sample_rate is None:
+            return "time span: expected a clip before it, got none"
+        start: Any = grounding.get("start")
+        end: Any = grounding.get("end")
+        length = clip.size[0] / clip.sample_rate
+        good = _numbers([start, end]) and 0 <= start < end <= length + EDGE
+        return None if good else f"time span: expected 0 <= start < end <= {length:.3f} s, got {start} to {end}"
+    if kind == "node":
+        graph = latest.get("graph")
+        if graph is None:
+            return "node: expected a graph before it, got none"
+        index: Any = grounding.get("index")
+        good = type(index) is int and 0 <= index < graph.size[0]
+        return None if good else f"node: expected 0 to {graph.size[0] - 1}, got {index}"
+    return None
+
+
+def _outside(box: Any, image: Media | None) -> str | None:
+    if image is None:
+        return "box: expected an image before it, got none"
+    width, height = image.size[:2]
+    good = isinstance(box, Sequence) and len(box) == 4 and _numbers(box)
+    good = good and -EDGE <= box[0] < box[2] <= width + EDGE and -EDGE <= box[1] < box[3] <= height + EDGE
+    return None if good else f"box: expected x1 < x2 and y1 < y2 within {width}x{height} pixels, got {list(box or ())}"
+
+
+def _numbers(values: Sequence[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)

@@ -1,0 +1,159 @@
+"""A page of samples: pictures with their boxes and masks, players, drawn graphs, and every turn of the conversation."""
+
+from __future__ import annotations
+
+import heapq
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data.drawing import ARROW, Overlay, data_address, graph_figure, mask_layer, picture
+from data.media import decode_media, decode_target
+from data.records import Part, Record
+from data.shards import Sample
+from layers.media import Graph
+
+AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
+
+
+class Gallery:
+    """Keeps a few samples of every split and task, chosen by the hash of their keys and by nothing else.
+
+    Args:
+        each: How many to keep of each.
+        seed: Of the choice.
+    """
+
+    def __init__(self, each: int, seed: int = 0) -> None:
+        self.each, self.seed = each, seed
+        self._kept: dict[tuple[str, str], list[tuple[int, str, Sample]]] = defaultdict(list)
+
+    def add(self, sample: Sample) -> None:
+        """Keep the sample if its hash is among the lowest of its kind."""
+        heap = self._kept[sample.record.split, sample.record.task]
+        place = -zlib.crc32(f"{self.seed}/{sample.key}".encode())
+        if len(heap) < self.each:
+            heapq.heappush(heap, (place, sample.key, sample))
+        elif heap and place > heap[0][0]:
+            heapq.heapreplace(heap, (place, sample.key, sample))
+
+    def samples(self) -> dict[tuple[str, str], list[Sample]]:
+        """(split, task) -> samples, by key."""
+        return {
+            kind: [item[2] for item in sorted(heap, key=lambda x: x[1])] for kind, heap in sorted(self._kept.items())
+        }
+
+
+def write_contact_sheet(gallery: Gallery, summary: str, path: str | Path) -> None:
+    """Write the page; it holds everything that it shows.
+
+    Args:
+        gallery: The samples.
+        summary: HTML above them.
+        path: Where to.
+    """
+    style = Path(__file__).with_name("contact_sheet.css").read_text()
+    sections = "".join(
+        f"<section><h2>{escape(task)} <span class='soft'>{escape(split)}</span></h2>"
+        f"<div class='cards'>{''.join(map(card, samples))}</div></section>"
+        for (split, task), samples in gallery.samples().items()
+    )
+    page = (
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Samples</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{style}</style></head><body>{ARROW}<header><h1>Samples</h1>{summary}</header>{sections}</body></html>"
+    )
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(page, encoding="utf-8")
+
+
+def card(sample: Sample) -> str:
+    """One sample as HTML; what does not decode is said in its place."""
+    turns = []
+    for message in sample.record.messages:
+        parts = "".join(_part(part, sample) for part in message.content)
+        turns.append(f"<div class='turn {message.role}'><span class='role'>{message.role}</span>{parts}</div>")
+    meta = ", ".join(f"{name}: {value}" for name, value in sample.record.meta.items() if _short(value))
+    told = f"<p class='soft small'>{escape(meta)}</p>" if meta else ""
+    return f"<article class='card'><p class='soft small'>{escape(sample.key)}</p>{''.join(turns)}{told}</article>"
+
+
+def histogram(values: Sequence[float], title: str, bins: int = 24) -> str:
+    """Counts over equal ranges as a small inline SVG, with the extremes below."""
+    low, high = min(values), max(values)
+    counts = torch.histc(torch.tensor(values, dtype=torch.float64), bins, low, high if high > low else low + 1)
+    tallest = float(counts.max())
+    bars = "".join(
+        f"<rect x='{i * 8}' y='{48 - 48 * count / tallest:.1f}' width='7' height='{48 * count / tallest:.1f}'/>"
+        for i, count in enumerate(counts.tolist())
+    )
+    label = escape(title)
+    svg = f"<svg class='histogram' viewBox='0 0 {bins * 8} 48' role='img' aria-label='{label}'>{bars}</svg>"
+    return f"<figure>{svg}<figcaption>{label}: {low:g} to {high:g}</figcaption></figure>"
+
+
+def _part(part: Part, sample: Sample) -> str:
+    if part.type == "text":
+        return f"<p>{escape(part.text)}</p>"
+    try:
+        return _call(part, sample) if part.type == "call" else _medium(part, sample)
+    except ValueError as error:
+        return f"<p class='bad'>{escape(str(error))}</p>"
+
+
+def _medium(part: Part, sample: Sample) -> str:
+    media = sample.record.media[part.media]
+    data = sample.members[media.file]
+    raw = decode_media(media, data)
+    if isinstance(raw, Tensor):
+        return picture(raw, f"{part.media}, {media.size[0]}x{media.size[1]}")
+    if isinstance(raw, Graph):
+        return graph_figure(raw, f"{part.media}, {raw.num_nodes} nodes")
+    mime = AUDIO_TYPES.get(media.file.rsplit(".", 1)[-1], "audio/flac")
+    seconds = media.size[0] / float(media.sample_rate or 1)
+    player = f"<audio controls preload='metadata' src='{data_address(data, mime)}'></audio>"
+    return f"<figure>{player}<figcaption>{escape(part.media)}, {seconds:.2f} s</figcaption></figure>"
+
+
+def _call(call: Part, sample: Sample) -> str:
+    words = f"<p><code>{escape(call.task)}({escape(call.prompt)})</code></p>"
+    boxes: list[Overlay] = [("tokens", item["box_xyxy"]) for item in call.groundings if item["type"] == "region"]
+    target = sample.record.targets.get(call.target or "")
+    value: Any = None
+    if target is not None:
+        value = decode_target(target, sample.members[target.file] if target.file else None)
+        if target.type in ("label", "score"):
+            return words + f"<p>→ {escape(str(value))}</p>"
+        if target.type == "image":
+            return words + picture(value, "target")
+        if target.type == "box":
+            boxes.append(("reference", value))
+    image = _latest_image(sample.record, call)
+    if image is None or not (boxes or value is not None):
+        return words
+    media = sample.record.media[image]
+    raw = decode_media(media, sample.members[media.file])
+    assert isinstance(raw, Tensor)
+    layer = mask_layer(value, value) if isinstance(value, Tensor) else None
+    return words + picture(raw, "", boxes, layer)
+
+
+def _latest_image(record: Record, call: Part) -> str | None:
+    latest = None
+    for message in record.messages:
+        for part in message.content:
+            if part is call:
+                return latest
+            if part.type == "image":
+                latest = part.media
+    return latest
+
+
+def _short(value: Any) -> bool:
+    return isinstance(value, str | int | float) and len(str(value)) <= 60
