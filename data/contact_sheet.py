@@ -13,13 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.drawing import ARROW, Overlay, data_address, graph_figure, mask_layer, picture
+from data.drawing import ARROW, Overlay, audio_player, graph_figure, mask_layer, picture
 from data.media import decode_media, decode_target
 from data.records import Part, Record
 from data.shards import Sample
 from layers.media import Graph
-
-AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 
 
 class Gallery:
@@ -115,9 +113,8 @@ def _medium(part: Part, sample: Sample) -> str:
         return picture(raw, f"{part.media}, {media.size[0]}x{media.size[1]}")
     if isinstance(raw, Graph):
         return graph_figure(raw, f"{part.media}, {raw.num_nodes} nodes")
-    mime = AUDIO_TYPES.get(media.file.rsplit(".", 1)[-1], "audio/flac")
     seconds = media.size[0] / float(media.sample_rate or 1)
-    player = f"<audio controls preload='metadata' src='{data_address(data, mime)}'></audio>"
+    player = audio_player(data, media.file)
     return f"<figure>{player}<figcaption>{escape(part.media)}, {seconds:.2f} s</figcaption></figure>"
 
 

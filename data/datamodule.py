@@ -201,17 +201,16 @@ class StepLoader:
 
     def __init__(self, dataset: StepDataset, module: PackedDataModule, quarantine: Quarantine) -> None:
         self.dataset, self.module, self.quarantine = dataset, module, quarantine
+        self._steps = dataset.schedule.num_steps()
 
     def __len__(self) -> int:
-        steps = self.dataset.schedule.num_steps()
-        if steps is None:
+        if self._steps is None:
             raise TypeError("the training stream has no end: expected a mixture with a budget of epochs or tokens")
-        return steps
+        return self._steps
 
     def __iter__(self) -> Iterator[Step]:
         first = self.module.next_step
-        steps = self.dataset.schedule.num_steps()
-        order = _From(first) if steps is None else range(first, steps)
+        order = _From(first) if self._steps is None else range(first, self._steps)
         loader = _loader(self.dataset, order, self.module.num_workers)
         for number, item in enumerate(loader, first):
             step, bad = item.unpack() if isinstance(item, Parcel) else item

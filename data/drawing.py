@@ -19,12 +19,19 @@ from layers.media import Graph
 MASK_COLOUR = (255, 95, 210)
 GRAPH_SIZE = 260
 _STEPS = 150
+_AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 Overlay = tuple[str, Sequence[float]]
 
 
 def data_address(data: bytes, mime: str) -> str:
     """Bytes as a ``data:`` address."""
     return f"data:{mime};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def audio_player(data: bytes, file: str) -> str:
+    """A player of an encoded clip; its type follows from the file's extension."""
+    mime = _AUDIO_TYPES.get(file.rsplit(".", 1)[-1], "audio/flac")
+    return f'<audio controls preload="metadata" src="{data_address(data, mime)}"></audio>'
 
 
 def picture(image: Tensor, caption: str = "", boxes: Sequence[Overlay] = (), layer: bytes | None = None) -> str:

@@ -8,6 +8,7 @@ or all of them (``unmixed``, https://arxiv.org/abs/2211.09808).
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -184,9 +185,8 @@ class PackSchedule:
         """The pack of this number."""
         while self._rounds[-1].first_pack <= number:
             self._choices(len(self._rounds) - 1)
-        starts = [item.first_pack for item in self._rounds]
-        index = int(np.searchsorted(starts, number, side="right")) - 1
-        return self._choices(index)[number - starts[index]]
+        index = bisect_right(self._rounds, number, key=lambda item: item.first_pack) - 1
+        return self._choices(index)[number - self._rounds[index].first_pack]
 
     def num_steps(self) -> int | None:
         """Whole steps within the mixture's budget; None without one."""

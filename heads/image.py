@@ -70,13 +70,16 @@ class FlowConditions:
         maps: Per call (8 + SKETCH_CHANNELS, H, W): source RGB in [-1, 1], region, has-source flag, x, y, relevance,
             sketch; zeros where a call has no source, or a source and hence no sketch. H and W are the canvas.
         heat: Per call the logits (H, W) of the relevance, None where a call has no source.
-        has_source: Whether the call edits an image.
     """
 
     embedding: Tensor
     maps: list[Tensor]
     heat: list[Tensor | None]
-    has_source: list[bool]
+
+    @property
+    def has_source(self) -> list[bool]:
+        """Whether each call edits an image."""
+        return [logits is not None for logits in self.heat]
 
 
 class FlowImageHead(Head):
@@ -184,13 +187,12 @@ class FlowImageHead(Head):
         per_call = torch.cat([piece[-self.num_queries :] for piece in pieces] or [states])
         per_call = per_call.unflatten(0, (len(contexts), self.num_queries))
         embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces)], dim=1))
-        has_source = [context.call.task in self.source_tasks for context in contexts]
-        heat = self._heat(pieces, contexts, has_source)
+        heat = self._heat(pieces, contexts)
         maps = [
             self._draw_maps(embedding[i]) if logits is None else self._edit_maps(contexts[i], logits)
             for i, logits in enumerate(heat)
         ]
-        return FlowConditions(embedding, maps, heat, has_source)
+        return FlowConditions(embedding, maps, heat)
 
     def _prompt_summary(self, pieces: Sequence[Tensor]) -> Tensor:
         """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
@@ -256,12 +258,10 @@ class FlowImageHead(Head):
             results.append(ImageResult(context.call, image.round().to(torch.uint8)))
         return results
 
-    def _heat(
-        self, pieces: Sequence[Tensor], contexts: Sequence[HeadContext], has_source: Sequence[bool]
-    ) -> list[Tensor | None]:
+    def _heat(self, pieces: Sequence[Tensor], contexts: Sequence[HeadContext]) -> list[Tensor | None]:
         """Per editing call (H, W) logits of the input frame's pixels: what is to be changed."""
         heat: list[Tensor | None] = [None] * len(contexts)
-        edits = [i for i, edits in enumerate(has_source) if edits]
+        edits = [i for i, context in enumerate(contexts) if context.call.task in self.source_tasks]
         if not edits:
             return heat
         images = [contexts[i].image for i in edits]

@@ -231,15 +231,17 @@ class Generalist(nn.Module):
             return None
         rows = torch.tensor(positions, device=states.device)
         chosen, ids = states.index_select(0, rows), token_ids.index_select(0, rows)
-        by_embedding = [
-            self.tasks[call.task].prompt_tokens == "embeddings" for call in calls for _ in call.state_positions
-        ]
-        if not any(by_embedding):
+        replaced = [self._is_embedded(call, place) for call in calls for place in range(len(call.state_positions))]
+        if not any(replaced):
             return chosen
-        control = torch.tensor(sorted(self.vocabulary.control_ids), device=ids.device)
-        replaced = torch.tensor(by_embedding, device=ids.device) & ~torch.isin(ids, control)
         embeddings = F.rms_norm(self.language_model.embed(ids), chosen.shape[-1:])
-        return torch.where(replaced[:, None], embeddings.to(chosen.dtype), chosen)
+        return torch.where(torch.tensor(replaced, device=ids.device)[:, None], embeddings.to(chosen.dtype), chosen)
+
+    def _is_embedded(self, call: Call, place: int) -> bool:
+        """Whether a call's head gets an embedding here: at the prompt, before the anchor or the queries."""
+        task = self.tasks[call.task]
+        num_states = task.num_queries or 1
+        return task.prompt_tokens == "embeddings" and place < len(call.state_positions) - num_states
 
     def _token_loss(self, states: Tensor, batch: Batch) -> LossTerm:
         positions, targets = supervised_rows(batch.labels[0], batch.segment_lengths)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,20 +19,20 @@ from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
 @dataclass(frozen=True)
 class SpeechRule:
-    """``meta.transcript`` as indices of the alphabet plus one (0 is the blank), and who of ``meta.voices`` is known.
+    """``meta.transcript`` as indices of the alphabet plus one (0 is the blank), and what voices ``meta.voices`` names.
 
     Args:
         alphabet: Its characters; the transcript is brought to lower case.
-        voices: The voices to tell apart.
+        voices: The kinds of voices to tell apart, each by the names of its voices.
     """
 
     alphabet: str
-    voices: tuple[str, ...] = ()
+    voices: tuple[frozenset[str], ...] = ()
 
     def __call__(self, record: Record, layout: ItemLayout) -> dict[str, Tensor] | None:
         """``labels`` (characters,) and ``voices`` (V,) of 0 and 1, or None without a transcript.
 
-        ``voices`` is empty, (0,), where the record names none or one that is not in the list.
+        ``voices`` is empty, (0,), where the record names none or one of no kind.
 
         Raises:
             ValueError: For a character outside the alphabet.
@@ -43,11 +43,11 @@ class SpeechRule:
         unknown = sorted(set(str(transcript).lower()) - set(self.alphabet))
         if unknown:
             raise ValueError(f"record '{record.key}': expected a transcript of '{self.alphabet}', got {unknown}")
-        heard = record.meta.get("voices") or []
-        known = bool(heard) and set(heard) <= set(self.voices)
+        heard = set(record.meta.get("voices") or [])
+        known = bool(heard) and heard <= frozenset().union(*self.voices)
         return {
             "labels": torch.tensor([self.alphabet.index(letter) + 1 for letter in str(transcript).lower()]),
-            "voices": torch.tensor([float(name in heard) for name in self.voices] if known else []),
+            "voices": torch.tensor([float(bool(kind & heard)) for kind in self.voices] if known else []),
         }
 
 
@@ -58,9 +58,9 @@ class SpeechObjective(TowerObjective):
     (Graves et al. 2006, https://www.cs.toronto.edu/~graves/icml_2006.pdf), per character; masked bands and stretches
     of the spectrogram as in https://arxiv.org/abs/1904.08779, without time warping.
 
-    Characters alone teach a tower to forget who speaks (one speaker or two was at chance over such features). Every
-    frame therefore scores every voice too, and a clip's score is the frames' log-mean-exp, as in multiple-instance
-    learning (https://arxiv.org/abs/1411.6228, eq. 3, r = 1): a voice counts where any stretch has it.
+    Characters alone teach a tower to forget who speaks (one speaker or two was at chance over such features).
+    Every frame therefore scores every kind of voice too, and a clip's score is the frames' log-mean-exp, as in
+    multiple-instance learning (https://arxiv.org/abs/1411.6228, eq. 3, r = 1): a voice counts where any stretch has it.
 
     Args:
         hidden_size: Width of the encoder's features.
@@ -69,8 +69,9 @@ class SpeechObjective(TowerObjective):
         time_width: Largest stretch in frames of 10 ms.
         mel_masks: Masked bands per item in training.
         mel_width: Largest band in mel bins.
-        voices: The voices of the training clips; none for characters alone.
-        voice_weight: Weight of the voices' loss, a mean over voices.
+        voices: Kinds of voices to tell apart, with the names of their voices in ``meta.voices``; none for characters
+            alone. A kind may have a single voice.
+        voice_weight: Weight of the voices' loss, a mean over kinds.
     """
 
     def __init__(
@@ -81,16 +82,17 @@ class SpeechObjective(TowerObjective):
         time_width: int = 16,
         mel_masks: int = 2,
         mel_width: int = 12,
-        voices: Sequence[str] = (),
+        voices: Mapping[str, Sequence[str]] | None = None,
         voice_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.hidden_size, self.alphabet = hidden_size, alphabet
-        self.target_rule = SpeechRule(alphabet, tuple(voices))
+        kinds = tuple(frozenset(names) for names in (voices or {}).values())
+        self.target_rule = SpeechRule(alphabet, kinds)
         self.loss_weights = {"voice": voice_weight}
         self.masks = ((0, mel_masks, mel_width), (1, time_masks, time_width))
         self.classify = nn.Linear(hidden_size, len(alphabet) + 1)
-        self.recognise = nn.Linear(hidden_size, len(voices)) if voices else None
+        self.recognise = nn.Linear(hidden_size, len(kinds)) if kinds else None
 
     def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
         """The loss per character; in evaluation also greedy character and word errors."""
@@ -120,7 +122,7 @@ class SpeechObjective(TowerObjective):
         return self._text(best[best > 0])
 
     def _voice_loss(self, scores: Sequence[Tensor], batch: TowerBatch) -> LossTerm:
-        """Binary cross-entropy of the clips whose voices are known, a mean over voices: frames (T, V) per clip."""
+        """Binary cross-entropy of the clips whose voices are known, a mean over kinds: frames (T, V) per clip."""
         pairs = [(row, target["voices"]) for row, target in zip(scores, batch.targets, strict=True)]
         known = [(row.logsumexp(0) - math.log(len(row)), voices) for row, voices in pairs if len(voices)]
         if not known:

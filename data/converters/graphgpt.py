@@ -43,11 +43,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
     """One record per item; the target node comes first in its graph, as records want it."""
     if options.node_texts is not None:
-        texts = read_node_texts(options.node_texts)
-        text_of: TextOf = lambda node: texts[node]  # noqa: E731
+        text_of: TextOf = read_node_texts(options.node_texts).__getitem__
     else:
-        listed = read_graph_data(options.graph_data, options.dataset, options.text_attribute)
-        text_of = lambda node: listed[node]  # noqa: E731
+        text_of = read_graph_data(options.graph_data, options.dataset, options.text_attribute).__getitem__
     for number, item in enumerate(read_json(source, list, "instructions")):
         try:
             yield _record(item, text_of, options, number, tally)

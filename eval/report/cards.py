@@ -10,14 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from data.drawing import Overlay, data_address, graph_figure, mask_layer, picture
+from data.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
 from data.media import decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, decode_image
 from layers.media import Graph
 
-AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 BOX_LEGEND = (
     '<div class="legend"><span><i style="border-color:#ff5fd2"></i>box of the head</span><span><i '
     'style="border-color:#34d6ff"></i>box in tokens</span><span><i style="border-top-style:dashed"></i>reference</span>'
@@ -80,8 +79,7 @@ def _media(prediction: Prediction, sample: Sample) -> str:
             texts.append(_node_texts(name, raw))
             figures.append(graph_figure(raw, f"{name}, {raw.num_nodes} nodes"))
         else:
-            mime = AUDIO_TYPES.get(item.file.rsplit(".", 1)[-1], "audio/flac")
-            players.append(f'<audio controls preload="metadata" src="{data_address(data, mime)}"></audio>')
+            players.append(audio_player(data, item.file))
     if not any(item.type == "image" for item in sample.record.media.values()):
         figures += _pictures(prediction)
     shown = f'<div class="media">{"".join(figures)}</div>' if figures else ""

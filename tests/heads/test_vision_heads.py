@@ -147,7 +147,7 @@ def test_sampling_ends_in_the_expected_image() -> None:
     head._image = lambda sample, *_: image.expand_as(sample)  # type: ignore[method-assign]
     drawing = HeadContext(Call("draw", "red 3"))
     embedding = torch.zeros(1, head.sketch.in_features)
-    conditions = FlowConditions(embedding, [head._draw_maps(embedding[0])], [None], [False])
+    conditions = FlowConditions(embedding, [head._draw_maps(embedding[0])], [None])
     result = head.decode(conditions, [drawing])[0]
     assert isinstance(result, ImageResult)
     assert (result.image.float() - (image + 1) * 127.5).abs().max() <= 0.51
