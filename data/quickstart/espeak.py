@@ -6,6 +6,7 @@ extra (``synthesis``) that only makes data: nothing that trains, evaluates or se
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import importlib
 import os
@@ -49,7 +50,7 @@ class SynthesisError(RuntimeError):
 
 
 class _Engine:
-    """The library, started once per process."""
+    """The library, loaded and started."""
 
     def __init__(self) -> None:
         try:
@@ -90,6 +91,11 @@ class _Engine:
             raise SynthesisError(f"espeak-ng was silent for {text!r} as '{name}'")
         return np.concatenate(self.chunks)
 
+    def close(self) -> None:
+        """Stop and unload the library."""
+        self.library.espeak_Terminate()
+        _ctypes.dlclose(self.library._handle)
+
 
 def _short_path(path: str) -> str:
     """A path to the same folder that fits espeak-ng's buffer."""
@@ -103,6 +109,17 @@ def _short_path(path: str) -> str:
 @cache
 def _engine() -> _Engine:
     return _Engine()
+
+
+def restart() -> None:
+    """Unload espeak-ng, so that what is spoken next depends on nothing that was spoken before.
+
+    The library goes on with the flutter of the last utterance, which moves the next one by some samples, and starting
+    it again does not reset that.
+    """
+    if _engine.cache_info().currsize:
+        _engine().close()
+        _engine.cache_clear()
 
 
 @cache

@@ -10,7 +10,7 @@ import torch
 
 from data.quickstart.modules import FAMILIES, ModuleGraph
 from data.quickstart.phrasing import ask
-from data.quickstart.record_parts import Draft, record_rng
+from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.records import Part, Record, Target
 from layers.media import Graph
 
@@ -70,11 +70,11 @@ def _pick(modules: ModuleGraph, options: Sequence[int], number: int, rng: np.ran
     return [int(node) for node in rng.choice(options, number, replace=False, p=weights / weights.sum())]
 
 
-def node_turn(draft: Draft, modules: ModuleGraph, seed: int, rng: np.random.Generator, family: str) -> None:
+def node_turn(draft: QuickstartDraft, modules: ModuleGraph, seed: int, rng: np.random.Generator, family: str) -> None:
     """Ask for the family of one of its modules; the call "node_class" answers."""
     members = [i for i in modules.split(seed)[draft.split] if modules.families[i] == family]
     target = members[int(rng.integers(len(members)))]
-    draft.add_graph("graph", subgraph(modules, target, rng))
+    draft.add_graph(subgraph(modules, target, rng))
     text = " ".join(modules.texts[target].split()[:PROMPT_WORDS])
     question = f"{ask('node_class', draft.split, rng)} its text: {text}"
     draft.targets["t0"] = Target("label", value=family)
@@ -82,12 +82,14 @@ def node_turn(draft: Draft, modules: ModuleGraph, seed: int, rng: np.random.Gene
     draft.meta |= {"question_type": "node_class", "answer": family, "module": modules.names[target]}
 
 
-def link_turn(draft: Draft, modules: ModuleGraph, seed: int, rng: np.random.Generator, positive: bool) -> None:
+def link_turn(
+    draft: QuickstartDraft, modules: ModuleGraph, seed: int, rng: np.random.Generator, positive: bool
+) -> None:
     """Ask whether one module imports another; the call "link" answers. The asked edge is in neither graph."""
     allowed = modules.split(seed)[draft.split]
     first, second = _edge(modules, allowed, rng) if positive else _non_edge(modules, allowed, rng)
     for name, node in (("first", first), ("second", second)):
-        draft.add_graph(name, subgraph(modules, node, rng, [(first, second)]))
+        draft.add_graph(subgraph(modules, node, rng, [(first, second)]), name)
     draft.targets["t0"] = Target("score", value=float(positive))
     call = Part("call", task="link", target="t0")
     draft.ask(ask("link", draft.split, rng), [call], ["first", "second"])
@@ -111,7 +113,7 @@ def _non_edge(modules: ModuleGraph, allowed: Sequence[int], rng: np.random.Gener
             return first, second
 
 
-def match_turn(draft: Draft, modules: ModuleGraph, seed: int, rng: np.random.Generator, order: int) -> None:
+def match_turn(draft: QuickstartDraft, modules: ModuleGraph, seed: int, rng: np.random.Generator, order: int) -> None:
     """Three modules and their texts in another order: "2 1 3" says which text belongs to each node."""
     told_apart = [i for i, family in enumerate(modules.families) if family != "encodings" and modules.texts[i] != "_"]
     allowed = sorted(set(told_apart) & set(modules.split(seed)[draft.split]))
@@ -123,7 +125,7 @@ def match_turn(draft: Draft, modules: ModuleGraph, seed: int, rng: np.random.Gen
             heads = {_head(modules, other) for other in nodes}
             if len(nodes) < 3 and _head(modules, node) not in heads:
                 nodes.append(node)
-    draft.add_graph("graph", induced(modules, nodes))
+    draft.add_graph(induced(modules, nodes))
     places = _ORDERS[order % len(_ORDERS)]  # the text of node i stands at place places[i]
     listed = sorted(zip(places, nodes, strict=True))
     texts = " ".join(f"{place}: {_head(modules, node)}" for place, node in listed)
@@ -180,7 +182,7 @@ def _make(
     number: int,
     rng: np.random.Generator,
 ) -> Made:
-    draft = Draft(prefix, split, index)
+    draft = QuickstartDraft(prefix, split, index)
     if task == "node_family":
         node_turn(draft, modules, seed, rng, list(FAMILIES)[number % len(FAMILIES)])
     elif task == "link":

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.quickstart.record_parts import Draft, record_rng
+from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import Turn, Turns
 from data.quickstart.scenes import COLOURS, Scene, draw_scene
 from data.records import Record
@@ -68,7 +68,7 @@ def scenes(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
         colours = rng.permutation(_COLOURS)
         given = [(first, str(colours[0])), (total - first, str(colours[1]))]
     scene = random_scene(split, seed, rng, given=given)
-    draft = Draft("scenes", split, index)
+    draft = QuickstartDraft("scenes", split, index)
     draft.add_scene(scene)
     turns = Turns(scene, split, seed, rng)
     weights = np.array(list(TRAIN_KINDS.values()))
@@ -193,7 +193,7 @@ def single_turn(
     prefix: str, split: str, index: int, scene: Scene | None, turn: Turn
 ) -> tuple[Record, dict[str, bytes]]:
     """A record of one turn, about a scene or without media."""
-    draft = Draft(prefix, split, index)
+    draft = QuickstartDraft(prefix, split, index)
     if scene is not None:
         draft.add_scene(scene)
     draft.add_turn(turn, [] if scene is None else ["image"])

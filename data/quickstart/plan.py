@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from data.quickstart import graphs, images, routing, speech
+from data.quickstart import espeak, graphs, images, routing, speech
 from data.quickstart.modules import ModuleGraph
 from data.records import RECORD_VERSION, Record
 from data.shards import ShardWriter
@@ -151,6 +151,7 @@ def write_shard(job: Job, seed: int, modules: ModuleGraph, directory: str) -> Wr
         directory: The output directory.
     """
     torch.set_num_threads(1)
+    espeak.restart()  # a shard depends on no other
     maker = _MAKERS[job.prefix] if job.prefix in _MAKERS else partial(_GRAPH_MAKERS[job.prefix], modules)
     final = Path(directory, job.name)
     staging = final.with_suffix(".building")

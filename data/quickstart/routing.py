@@ -5,7 +5,7 @@ from __future__ import annotations
 from data.quickstart.graphs import link_turn, match_turn, node_turn
 from data.quickstart.images import EMPTY_SCENE, random_scene
 from data.quickstart.modules import FAMILIES, ModuleGraph
-from data.quickstart.record_parts import Draft, record_rng
+from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import CALLS, Turn, Turns
 from data.records import Record
 
@@ -38,7 +38,7 @@ _ASKED = ("colour", "digit_of_colour", "count_colour", "comparison")
 def routing(modules: ModuleGraph, split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """A single-turn prompt; the kinds of :data:`CYCLE` in turn, ``meta.num_calls`` says how many calls it needs."""
     rng = record_rng(seed, split, "routing", index)
-    draft = Draft("routing", split, index)
+    draft = QuickstartDraft("routing", split, index)
     kind, number = CYCLE[index % len(CYCLE)], index // len(CYCLE)
     if kind == "node_class":
         node_turn(draft, modules, seed, rng, list(FAMILIES)[number % len(FAMILIES)])

@@ -9,7 +9,7 @@ import numpy as np
 from data.quickstart import images
 from data.quickstart.espeak import SAMPLE_RATE, Voice, speak
 from data.quickstart.phrasing import ask
-from data.quickstart.record_parts import Draft, record_rng
+from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import Turn, Turns
 from data.quickstart.utterances import DIGITS, FACT_KINDS, fact, fact_answers, plain, utterance
 from data.records import Part, Record
@@ -82,7 +82,7 @@ def clip(texts: Sequence[tuple[str, Voice]], pause: float, rng: np.random.Genera
     return waveform * np.float32(rng.uniform(0.6, 1.3)) + hiss
 
 
-def _describe(draft: Draft, voices: Sequence[Voice], language: str, transcript: str) -> None:
+def _describe(draft: QuickstartDraft, voices: Sequence[Voice], language: str, transcript: str) -> None:
     draft.meta |= {
         "voice": "+".join((voices[0].language, voices[0].variant)),
         "voices": sorted({voice.variant for voice in voices}),
@@ -96,35 +96,35 @@ def _text(answer: str) -> list[Part]:
 
 
 def _one_utterance(
-    draft: Draft, kind: str, language: str, rng: np.random.Generator, number: int | None = None
+    draft: QuickstartDraft, kind: str, language: str, rng: np.random.Generator, number: int | None = None
 ) -> str | None:
     """A clip of one utterance; returns its translation."""
     register = None if number is None else ("low", "high")[number % 2]
     voice = random_voice(language, draft.split, rng, register, None if number is None else number // 2)
     said = utterance(kind, language, draft.split, rng)
-    draft.add_audio(clip([(said.spoken or said.text, voice)], 0, rng))
+    draft.add_clip(clip([(said.spoken or said.text, voice)], 0, rng))
     _describe(draft, [voice], language, said.text)
     draft.meta["kind"] = kind
     return said.translation
 
 
-def _some_speakers(draft: Draft, number: int, rng: np.random.Generator) -> str:
+def _some_speakers(draft: QuickstartDraft, number: int, rng: np.random.Generator) -> str:
     """A clip of two utterances by one voice, or by a low and a high one; returns "one" or "two"."""
     registers = ["low", "high"] if rng.random() < 0.5 else ["high", "low"]
     first = random_voice("en", draft.split, rng, registers[0])
     second = first if number == 1 else random_voice("en", draft.split, rng, registers[1])
     said = [utterance(kind, "en", draft.split, rng) for kind in rng.choice(["digits", "command"], 2)]
     texts = [(item.spoken or item.text, voice) for item, voice in zip(said, (first, second), strict=True)]
-    draft.add_audio(clip(texts, rng.uniform(0.1, 0.3), rng))
+    draft.add_clip(clip(texts, rng.uniform(0.1, 0.3), rng))
     _describe(draft, [first, second], "en", " ".join(item.text for item in said))
     return ("one", "two")[number - 1]
 
 
-def _some_fact(draft: Draft, kind: str, answer: int, rng: np.random.Generator) -> str:
+def _some_fact(draft: QuickstartDraft, kind: str, answer: int, rng: np.random.Generator) -> str:
     """A clip of a fact and a question; returns the answer."""
     voice = random_voice("en", draft.split, rng)
     said = fact(kind, answer, rng, distractor=rng.random() < 0.3)
-    draft.add_audio(clip([(said.statement, voice), (said.question, voice)], rng.uniform(0.15, 0.3), rng))
+    draft.add_clip(clip([(said.statement, voice), (said.question, voice)], rng.uniform(0.15, 0.3), rng))
     _describe(draft, [voice], "en", said.transcript)
     draft.meta["kind"] = kind
     return said.answer
@@ -133,7 +133,7 @@ def _some_fact(draft: Draft, kind: str, answer: int, rng: np.random.Generator) -
 def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """A training dialogue about one clip: transcribe it, and what else can be asked about it, in random order."""
     rng = record_rng(seed, split, "speech", index)
-    draft = Draft("speech", split, index)
+    draft = QuickstartDraft("speech", split, index)
     kind = str(rng.choice(list(_TRAIN_CLIPS), p=list(_TRAIN_CLIPS.values())))
     asked: list[tuple[str, str]] = []
     if kind == "utterance":
@@ -154,7 +154,7 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
     return draft.finish()
 
 
-def _finish(draft: Draft, question: str, answer: str, rng: np.random.Generator, media: Sequence[str]) -> None:
+def _finish(draft: QuickstartDraft, question: str, answer: str, rng: np.random.Generator, media: Sequence[str]) -> None:
     draft.ask(ask(question, draft.split, rng), _text(answer), media)
     draft.meta["answer"] = answer
 
@@ -162,7 +162,7 @@ def _finish(draft: Draft, question: str, answer: str, rng: np.random.Generator, 
 def asr(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """Transcription; English and German, digit strings and commands, voices in turn."""
     rng = record_rng(seed, split, "asr", index)
-    draft = Draft("asr", split, index)
+    draft = QuickstartDraft("asr", split, index)
     language = ("en", "en", "en", "de")[index % 4]
     kind = ("digits", "command")[(index // 4) % 2]
     _one_utterance(draft, kind, language, rng, index // 8)
@@ -174,7 +174,7 @@ def asr(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
 def translation(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """English speech into German text; two commands in three."""
     rng = record_rng(seed, split, "translation", index)
-    draft = Draft("translation", split, index)
+    draft = QuickstartDraft("translation", split, index)
     kind = ("command", "command", "digits")[index % 3]
     german = _one_utterance(draft, kind, "en", rng, index // 3)
     assert german is not None
@@ -186,7 +186,7 @@ def translation(split: str, index: int, seed: int) -> tuple[Record, dict[str, by
 def speakers(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """One speaker or two, in turn."""
     rng = record_rng(seed, split, "speakers", index)
-    draft = Draft("speakers", split, index)
+    draft = QuickstartDraft("speakers", split, index)
     answer = _some_speakers(draft, index % 2 + 1, rng)
     draft.meta["question_type"] = "speakers"
     _finish(draft, "speakers", answer, rng, ["audio"])
@@ -196,7 +196,7 @@ def speakers(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes
 def spoken_facts(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """A spoken question about a spoken fact; kinds in turn, and answers in turn within each."""
     rng = record_rng(seed, split, "spoken_facts", index)
-    draft = Draft("spoken_facts", split, index)
+    draft = QuickstartDraft("spoken_facts", split, index)
     kind = FACT_KINDS[index % len(FACT_KINDS)]
     answer = _some_fact(draft, kind, (index // len(FACT_KINDS)) % fact_answers(kind), rng)
     draft.meta["question_type"] = kind
@@ -233,15 +233,15 @@ def spoken_image_qa(split: str, index: int, seed: int) -> tuple[Record, dict[str
 
 def _spoken_about_scene(
     prefix: str, kind: str, number: int, split: str, index: int, seed: int, rng: np.random.Generator
-) -> tuple[Draft, Turn, Turns]:
+) -> tuple[QuickstartDraft, Turn, Turns]:
     """A scene and a clip that asks about it."""
     scene, turn = images.answered_scene(kind, number, split, seed, rng)
-    draft = Draft(prefix, split, index)
+    draft = QuickstartDraft(prefix, split, index)
     draft.add_scene(scene)
     voice = random_voice("en", split, rng)
     words = turn.text
     for value, name in enumerate(DIGITS["en"]):
         words = words.replace(f" {value}", f" {name}")
-    draft.add_audio(clip([(words, voice)], 0, rng))
+    draft.add_clip(clip([(words, voice)], 0, rng))
     _describe(draft, [voice], "en", plain(words))
     return draft, turn, Turns(scene, split, seed, rng)

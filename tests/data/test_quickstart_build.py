@@ -58,7 +58,8 @@ def test_counts_hashes_and_identities(built):
 
 def test_a_shard_has_the_same_bytes_whenever_it_is_written(built, tmp_path):
     manifest = json.loads((built / "manifest.json").read_text())
-    chosen = [job for job in jobs(SCALE) if job.name.startswith(("train/speech", "train/scenes", "test/routing"))][::-1]
+    some = ("train/speech", "train/scenes", "test/asr", "test/speakers", "test/routing")  # clips follow other clips
+    chosen = [job for job in jobs(SCALE) if job.name.startswith(some)][::-1]
     for split in ("train", "test"):
         (tmp_path / split).mkdir()
     for written in building._write_all(chosen, 0, read_module_graph(), tmp_path, 1):

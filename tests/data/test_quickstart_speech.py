@@ -11,7 +11,7 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("sklearn")
 
 from data.quickstart import speech
-from data.quickstart.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, speak, trim
+from data.quickstart.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, restart, speak, trim
 from data.quickstart.utterances import DIGITS, OBJECTS, PLACES, bucket, fact, plain, utterance
 
 
@@ -30,6 +30,15 @@ def test_speaking_gives_clean_audio_and_unknown_voices_are_refused():
     for name in (Voice("en-us", "nobody"), Voice("xx-nowhere", "f3")):
         with pytest.raises(SynthesisError, match="does not know the voice"):
             speak("hello", name)
+
+
+def test_after_a_restart_nothing_spoken_before_is_heard():
+    voice, clips = Voice("en-us", "f3"), []
+    for before in ("one", "a much longer sentence than that"):
+        speak(before, Voice("en-us", "m3"))
+        restart()
+        clips.append(speak("four seven one", voice))
+    assert np.array_equal(*clips)
 
 
 def test_resampling_keeps_a_tone_and_removes_what_does_not_fit():
