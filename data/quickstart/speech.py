@@ -29,7 +29,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "test": {"low": ("m4", "norbert", "victor", "travis", "Mario", "marcelo"), "high": ("f3", "linda", "Alicia")},
 }
 SPOKEN_IMAGE_KINDS = ("count", "colour", "digit_of_colour", "leftmost")
-_TRAIN_CLIPS = {"utterance": 0.66, "speakers": 0.16, "fact": 0.18}
+_TRAIN_CLIPS = {"utterance": 0.56, "speakers": 0.28, "fact": 0.16}
 
 
 def random_voice(
@@ -140,7 +140,7 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
         language = "en" if rng.random() < 0.68 else "de"
         translation = _one_utterance(draft, ("digits", "command")[int(rng.random() < 0.55)], language, rng)
         asked += [("translate", translation)] if translation else []
-        asked += [("speakers", "one")] if rng.random() < 0.06 else []
+        asked += [("speakers", "one")] if rng.random() < 0.1 else []
     elif kind == "speakers":
         asked.append(("speakers", _some_speakers(draft, int(rng.integers(1, 3)), rng)))
     else:
