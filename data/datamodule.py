@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import multiprocessing
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import plan_packs
 from data.quarantine import Quarantine
 from data.shards import expand
-from data.stream import Oversize, PackDataset, Parcel, SampleSet, StepDataset
+from data.stream import Oversize, PackDataset, Parcel, SampleSet, Slots, StepDataset
 from layers.batch import Step
 from models.plan import BatchPlan
+
+_PREFETCHED = 2  # steps per worker
 
 __all__ = ["EvalLoader", "PackedDataModule", "Source", "StepLoader"]
 
@@ -29,8 +33,9 @@ class PackedDataModule(LightningDataModule):
     """Delivers :class:`layers.batch.Step`: the packs of one optimizer step with their loss counts.
 
     The training stream is endless, so give the trainer ``max_steps``, unless the mixture has a budget. What step s
-    holds depends on the seed, the data and s alone, so a resumed run continues exactly where it stopped. A bad sample
-    is left out and written down.
+    holds depends on the seed, the data and s alone: not on the number of worker processes, nor on the number of
+    processes that train, which share a step's packs. So a resumed run continues exactly where it stopped, also on
+    another machine. A bad sample is left out and written down.
 
     Args:
         sources: Training sources.
@@ -44,8 +49,13 @@ class PackedDataModule(LightningDataModule):
         quarantine: Bad samples are appended to this JSON Lines file; by default ``quarantine.jsonl`` under the
             trainer's root.
         max_quarantined: Share of the samples that may be bad before the run ends.
-        oversize: "error" or "quarantine", for a sample longer than ``max_tokens``.
+        oversize: "error", "split" (between the turns of a dialogue) or "quarantine", for a sample longer than
+            ``max_tokens``.
         cache: Keep rendered samples in memory, for small data that is read many times.
+        max_media_cost: Work of the encoders that a pack may hold, in tokens that cost the language model as much;
+            None balances it between packs without a limit. A sample with more shares its pack with text alone.
+        slot_mib: Room for one step in the memory that workers share with the trainer, in MiB; a larger step takes
+            memory of its own, and with 0 every step does.
     """
 
     def __init__(
@@ -62,6 +72,8 @@ class PackedDataModule(LightningDataModule):
         max_quarantined: float = 0.05,
         oversize: Oversize = "error",
         cache: bool = False,
+        max_media_cost: int | None = None,
+        slot_mib: int = 256,
     ) -> None:
         super().__init__()
         if not sources:
@@ -75,9 +87,12 @@ class PackedDataModule(LightningDataModule):
         self.plan = plan
         self.quarantine_path, self.max_quarantined = quarantine, max_quarantined
         self.oversize, self.cache = oversize, cache
+        self.max_media_cost, self.slot_mib = max_media_cost, slot_mib
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._step = 0
+        self._schedule: PackSchedule | None = None
+        self._position: dict[str, Any] | None = None
 
     def set_plan(self, plan: BatchPlan) -> None:
         """Set the model's plan, before the first loader is asked for."""
@@ -122,7 +137,7 @@ class PackedDataModule(LightningDataModule):
     def train_dataloader(self) -> StepLoader:
         """The endless stream of steps, from :attr:`next_step` on."""
         samples = self.train_samples()
-        schedule = PackSchedule(
+        self._schedule = PackSchedule(
             samples.source_of,
             samples.lengths,
             self.sources,
@@ -130,8 +145,12 @@ class PackedDataModule(LightningDataModule):
             self.seed,
             self.mixture,
             self.packs_per_step,
+            samples.costs,
+            self.max_media_cost,
         )
-        dataset = StepDataset(samples, schedule, self.packs_per_step, *self._ranks())
+        if self._position is not None:
+            self._schedule.seek(self._position)
+        dataset = StepDataset(samples, self._schedule, self.packs_per_step, *self._ranks())
         return StepLoader(dataset, self, self._quarantine(samples))
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
@@ -143,8 +162,10 @@ class PackedDataModule(LightningDataModule):
         return EvalLoader(samples, self._quarantine(samples), self.num_workers, rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The next step, and what its content depends on."""
-        return {"next_step": self.next_step, "order": self._order()}
+        """The next step, where its round of the mixture begins, and what its content depends on."""
+        step, schedule = self.next_step, self._schedule
+        position = schedule.position(step * self.packs_per_step) if schedule is not None else None
+        return {"next_step": step, "position": position, "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run.
@@ -159,7 +180,7 @@ class PackedDataModule(LightningDataModule):
         if changed:
             told = ", ".join(f"{name}: expected {old}, got {new}" for name, (old, new) in changed.items())
             raise ValueError(f"the interrupted run's data order cannot be continued: {told}")
-        self.next_step = state_dict["next_step"]
+        self.next_step, self._position = state_dict["next_step"], state_dict["position"]
 
     def _order(self) -> dict[str, Any]:
         samples = self.train_samples()
@@ -169,6 +190,8 @@ class PackedDataModule(LightningDataModule):
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "packs_per_step": self.packs_per_step,
+            "max_media_cost": self.max_media_cost,
+            "oversize": self.oversize,
             "plan": samples.plan.hash,
             "data": hashlib.sha256(facts.encode()).hexdigest()[:16],
         }
@@ -211,9 +234,10 @@ class StepLoader:
     def __iter__(self) -> Iterator[Step]:
         first = self.module.next_step
         order = _From(first) if self._steps is None else range(first, self._steps)
-        loader = _loader(self.dataset, order, self.module.num_workers)
+        slots = _slots(self.module.num_workers, self.module.slot_mib)
+        loader = _loader(self.dataset, order, self.module.num_workers, slots)
         for number, item in enumerate(loader, first):
-            step, bad = item.unpack() if isinstance(item, Parcel) else item
+            step, bad = item.unpack(slots) if isinstance(item, Parcel) else item
             self.quarantine.add(bad)
             self.module.next_step = number + 1
             yield step
@@ -266,21 +290,30 @@ class _From(Sampler[int]):
             number += 1
 
 
-def _loader(dataset: StepDataset | PackDataset, order: Sampler[int] | range, num_workers: int) -> DataLoader[Any]:
+def _loader(
+    dataset: StepDataset | PackDataset, order: Sampler[int] | range, num_workers: int, slots: Slots | None = None
+) -> DataLoader[Any]:
     return DataLoader(
         dataset,
         batch_size=None,
         sampler=order,
         num_workers=num_workers,
-        collate_fn=_parcel,
+        prefetch_factor=_PREFETCHED if num_workers else None,
+        collate_fn=partial(_parcel, slots=slots),
         worker_init_fn=_start_worker,
-        pin_memory=num_workers > 0 and torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(0),  # the loader would draw from the global one
     )
 
 
-def _parcel(item: Any) -> Any:
-    return Parcel(*item) if get_worker_info() is not None else item
+def _slots(num_workers: int, mib: int) -> Slots | None:
+    """Shared memory for every step that may be on its way at once; workers that are not forked would not see it."""
+    if num_workers == 0 or mib == 0 or multiprocessing.get_start_method() != "fork":
+        return None
+    return Slots(num_workers * _PREFETCHED + 2, mib * 2**20)
+
+
+def _parcel(item: Any, slots: Slots | None) -> Any:
+    return Parcel(*item, slots=slots) if get_worker_info() is not None else item
 
 
 def _start_worker(worker: int) -> None:

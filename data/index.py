@@ -20,11 +20,11 @@ from typing import IO, Any
 import fsspec
 
 from data.records import RecordError
-from data.render import RenderError, rendered_length
+from data.render import RenderedSize, RenderError, rendered_size
 from data.shards import BLOCK, Sample, assemble, open_shard, read_members
 from models.plan import BatchPlan
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 _PROBES = 64
 _LONGEST_TAG = 64
 
@@ -74,10 +74,12 @@ class Lengths:
 
     Args:
         tokens: Per sample; 0 for one that does not render.
+        costs: Per sample, what the encoders' work costs, in tokens; 0 for one that does not render.
         errors: Position of such a sample -> why.
     """
 
     tokens: tuple[int, ...]
+    costs: tuple[int, ...]
     errors: dict[int, str]
 
 
@@ -213,14 +215,14 @@ def ensure_index(shard: str) -> ShardIndex:
 
 def measure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
     """Rendered length of every sample; a sample that does not render has length 0 and an error."""
-    tokens, errors = list[int](), dict[int, str]()
+    sizes, errors = list[RenderedSize](), dict[int, str]()
     for position in range(len(index)):
         try:
-            tokens.append(rendered_length(reader.read(index, position).record, plan))
+            sizes.append(rendered_size(reader.read(index, position).record, plan))
         except (RecordError, RenderError) as error:
-            tokens.append(0)
+            sizes.append(RenderedSize(0, 0))
             errors[position] = str(error)
-    return Lengths(tuple(tokens), errors)
+    return Lengths(tuple(size.tokens for size in sizes), tuple(size.cost for size in sizes), errors)
 
 
 def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
@@ -232,10 +234,10 @@ def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
     """
     path = lengths_path(index.path, plan_hash)
     value = _read_sidecar(path, {"shard": index.fingerprint, "plan": plan_hash})
-    tokens = tuple(value["tokens"])
-    if len(tokens) != len(index):
-        raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)}")
-    return Lengths(tokens, {int(position): text for position, text in value["errors"].items()})
+    tokens, costs = tuple(value["tokens"]), tuple(value["costs"])
+    if not len(tokens) == len(costs) == len(index):
+        raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)} and {len(costs)}")
+    return Lengths(tokens, costs, {int(position): text for position, text in value["errors"].items()})
 
 
 def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
@@ -248,9 +250,8 @@ def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> L
         warnings.warn(f"{error}; making it anew", stacklevel=2)
     lengths = measure_lengths(index, plan, reader)
     facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "plan": plan.hash}
-    _write_sidecar(
-        lengths_path(index.path, plan.hash), {**facts, "tokens": list(lengths.tokens), "errors": lengths.errors}
-    )
+    measured = {"tokens": list(lengths.tokens), "costs": list(lengths.costs), "errors": lengths.errors}
+    _write_sidecar(lengths_path(index.path, plan.hash), {**facts, **measured})
     return lengths
 
 

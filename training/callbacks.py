@@ -35,7 +35,7 @@ class ResumePoint(Checkpoint):
             self._saved_step = step
             last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
             partial = last.with_suffix(".partial")
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial, weights_only=False)
             if trainer.is_global_zero:
                 os.replace(partial, last)
 

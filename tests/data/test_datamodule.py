@@ -12,15 +12,19 @@ import numpy as np
 import pytest
 import torch
 
+from data import datamodule
 from data.datamodule import PackedDataModule
 from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
 from data.quarantine import BadSample, Quarantine, QuarantineError
+from data.records import Message
+from data.render import IGNORED, Rendered
 from data.shards import ShardWriter, expand
-from data.stream import Parcel, SampleSet, StepDataset
+from data.stream import Parcel, SampleSet, Slots, StepDataset
+from data.stream.splitting import split_record
 from layers.batch import Batch, Step
 from models.plan import BatchPlan
-from tests.data.conftest import audio_sample, graph_sample, image_sample, text_record
+from tests.data.conftest import assistant, audio_sample, graph_sample, image_sample, text, text_record, user
 
 
 def _module(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
@@ -96,6 +100,27 @@ def test_a_parcel_returns_the_step_bit_for_bit(shards: Path, plan: BatchPlan) ->
     assert Parcel(Step([], {}), []).unpack()[0] == Step([], {})
 
 
+def test_a_parcel_goes_through_shared_memory_where_it_fits(shards: Path, plan: BatchPlan) -> None:
+    (step,) = islice(_module(shards, plan, packs_per_step=4).train_dataloader(), 1)
+    slots = Slots(2, 2**20)
+    for _ in range(5):  # more often than there are blocks
+        parcel = Parcel(step, [], slots)
+        assert parcel.slot is not None and parcel.buffer is None
+        assert _equal(parcel.unpack(slots)[0], step)
+    tight = Slots(1, 64)
+    assert _equal(Parcel(step, [], tight).unpack(tight)[0], step)
+    assert Parcel(step, [], tight).slot is None
+
+
+def test_steps_too_large_for_their_slot_arrive_whole(
+    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = list(islice(_module(shards, plan).train_dataloader(), 9))
+    monkeypatch.setattr(datamodule, "_slots", lambda *_: Slots(6, 4096))
+    helped = list(islice(_module(shards, plan, num_workers=2).train_dataloader(), 9))
+    assert _equal(alone, helped)
+
+
 def test_resuming_continues_exactly(shards: Path, plan: BatchPlan) -> None:
     whole = _keys(_module(shards, plan).train_dataloader(), 30)
     interrupted = _module(shards, plan)
@@ -113,6 +138,25 @@ def test_another_order_is_not_continued(shards: Path, plan: BatchPlan, changes: 
     (name,) = changes
     with pytest.raises(ValueError, match=f"cannot be continued: {name}: expected"):
         _module(shards, plan, **changes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_another_number_of_processes_repeats_and_skips_nothing(
+    shards: Path, plan: BatchPlan, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _keys(_module(shards, plan, packs_per_step=6).train_dataloader(), 12)
+    interrupted = _module(shards, plan, packs_per_step=6)
+    _keys(interrupted.train_dataloader(), 5)
+    state = json.loads(json.dumps(interrupted.state_dict()))
+    parts = []
+    for rank in range(ranks):
+        resumed = _module(shards, plan, packs_per_step=6, num_workers=rank)
+        monkeypatch.setattr(resumed, "_ranks", lambda rank=rank: (rank, ranks))
+        resumed.load_state_dict(state)
+        parts.append(_keys(resumed.train_dataloader(), 7))
+    for step, expected in enumerate(whole[5:]):
+        given = [parts[number % ranks][step][number // ranks] for number in range(6)]
+        assert given == expected
 
 
 def test_ranks_share_the_packs_of_a_step(shards: Path, plan: BatchPlan) -> None:
@@ -228,6 +272,36 @@ def test_oversize_samples(shards: Path, plan: BatchPlan) -> None:
     module = _module(shards, plan, max_tokens=40, oversize="quarantine", max_quarantined=0.9)
     assert _keys(module.train_dataloader(), 3)
     assert all(bad.reason for bad in module.train_samples().bad)
+
+
+def test_oversize_dialogues_are_split_between_their_turns(tmp_path: Path, plan: BatchPlan) -> None:
+    record, members = image_sample("image-0")
+    asked = tuple(
+        message
+        for number in range(6)
+        for message in (user(text(f"And {number}?")), assistant(text(f"{number} it is.")))
+    )
+    longer = replace(record, messages=(Message("system", (text("Be brief."),)), *record.messages, *asked))
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write(longer, members)
+    whole = SampleSet([Source(str(tmp_path))], plan, 4096).rendered(0)
+    limit = len(whole.input_ids) // 2
+    samples = SampleSet([Source(str(tmp_path))], plan, limit, "split")
+    parts = [samples.rendered(number) for number in range(len(samples))]
+    assert len(parts) >= 2 and all(len(part.input_ids) <= limit for part in parts) and not samples.bad
+    assert [len(part.input_ids) for part in parts] == samples.lengths.tolist()
+    assert all([item.name for item in part.media] == ["scene"] for part in parts)  # shown again
+
+    def learned(rendered: Rendered) -> list[int]:
+        return [label for label in rendered.labels if label != IGNORED]
+
+    assert [label for part in parts for label in learned(part)] == learned(whole)
+    assert [call.call.task for part in parts for call in part.calls] == [call.call.task for call in whole.calls]
+    assert [bool(call.target) for part in parts for call in part.calls] == [bool(c.target) for c in whole.calls]
+    with pytest.raises(ValueError, match=r"expected exchanges of at most max_tokens=20, got one of \d+ tokens"):
+        split_record(longer, plan, 20)
+    hopeless = SampleSet([Source(str(tmp_path))], plan, 20, "split")
+    assert len(hopeless) == 0 and "exchange 1 of" in hopeless.bad[0].reason
 
 
 def test_what_cannot_work_is_refused(shards: Path, plan: BatchPlan) -> None:
