@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -14,10 +13,8 @@ from data.mixtures import Source
 from data.quarantine import BadSample
 from data.render import Rendered, RenderedSize, RenderError, render, rendered_size
 from data.shards import Sample, expand
-from data.stream.splitting import split_record
+from data.stream.splitting import OVERSIZE_HINT, Oversize, split_record, too_long_error
 from models.plan import BatchPlan
-
-Oversize = Literal["error", "split", "quarantine"]
 
 
 @dataclass(frozen=True)
@@ -123,6 +120,7 @@ class SampleSet:
         lengths = ensure_lengths(index, self.plan, self._reader)
         self.data_hashes[path] = index.fingerprint
         self._indices.append(index)
+        self.bad += [BadSample(path, key, reason) for key, reason in index.problems]
         shard, rows = len(self._indices) - 1, list[_Row]()
         for position, entry in enumerate(index.entries):
             if not source.takes(entry.task, entry.meta):
@@ -138,9 +136,7 @@ class SampleSet:
                     rows.append(_Row(number, shard, position, -1, tokens, cost))
             except RenderError as error:
                 if self.oversize == "error":
-                    raise ValueError(
-                        f"{path}: {error}; raise max_tokens, or set oversize to 'split' or 'quarantine'"
-                    ) from None
+                    raise ValueError(f"{path}: {error}; {OVERSIZE_HINT}") from None
                 self.bad.append(BadSample(path, entry.key, str(error)))
         return rows
 
@@ -151,8 +147,7 @@ class SampleSet:
             RenderError: If it is not to be split, or cannot be.
         """
         if self.oversize != "split":
-            key = index.entries[position].key
-            raise RenderError(f"record '{key}': expected at most max_tokens={self.max_tokens}, got {tokens} tokens")
+            raise too_long_error(index.entries[position].key, tokens, self.max_tokens)
         record = self._reader.read(index, position).record
         return [rendered_size(part, self.plan) for part in split_record(record, self.plan, self.max_tokens)]
 

@@ -1,16 +1,23 @@
-"""Dialogues that are too long for a pack, cut between their turns."""
+"""Samples that are too long for a pack: what may become of them, and dialogues cut between their turns."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from data.records import Message, Part, Record
 from data.render import RenderError, rendered_size
 from models.plan import BatchPlan
 
+Oversize = Literal["error", "split", "quarantine"]
+OVERSIZE_HINT = "raise max_tokens, or set oversize to 'split' or 'quarantine'"
 _Value = TypeVar("_Value")
+
+
+def too_long_error(key: str, tokens: int, max_tokens: int) -> RenderError:
+    """The error of a sample that fits into no pack."""
+    return RenderError(f"record '{key}': expected at most max_tokens={max_tokens}, got {tokens} tokens")
 
 
 def split_record(record: Record, plan: BatchPlan, max_tokens: int) -> list[Record]:
