@@ -145,5 +145,10 @@ DEMONSTRATION = Demonstration(
             lambda mean: mean("tuned_1_not_aligned", "held_out_languages") < mean("tuned_1", "held_out_languages"),
         ),
     ],
+    controls={
+        "constant": ("tuned_1", "constant"),
+        "untuned": ("untuned", "held_out_languages"),
+        "not_aligned": ("tuned_1_not_aligned", "held_out_languages"),
+    },
     controls_na={"blind": "without the words there is no task"},
 )

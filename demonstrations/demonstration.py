@@ -45,8 +45,9 @@ class Demonstration:
         arms: Arm -> what distinguishes it; the controls are arms too.
         measure: Trains and measures one arm with one seed.
         claims: All of them must hold.
-        seeds: Default number of seeds.
+        controls: Control -> (arm, metric) that holds its value.
         controls_na: Control -> why it has no meaning here.
+        seeds: Default number of seeds.
     """
 
     paper: int
@@ -55,8 +56,9 @@ class Demonstration:
     arms: Mapping[str, str]
     measure: Measure
     claims: Sequence[Claim]
-    seeds: int = 3
+    controls: Mapping[str, tuple[str, str]]
     controls_na: Mapping[str, str] = field(default_factory=dict)
+    seeds: int = 3
 
 
 @dataclass
@@ -111,8 +113,10 @@ class Results:
             "shows": demonstration.shows,
             "holds": bool(claims) and all(claims.values()),
             "claims": claims,
+            "seeds": sorted({int(seed) for runs in self.runs.values() for seed in runs}),
             "arms": dict(demonstration.arms),
             "runs": self.runs,
+            "controls": self._controls(demonstration) if complete else {},
             "controls_na": dict(demonstration.controls_na),
             "wall_seconds": round(self.seconds, 1),
             "code": self.code,
@@ -125,6 +129,10 @@ class Results:
         partial.write_text(json.dumps(value, indent=1) + "\n")
         partial.replace(self.path)
         return value
+
+    def _controls(self, demonstration: Demonstration) -> dict[str, float | None]:
+        measured = {name: self.mean(*place) for name, place in demonstration.controls.items()}
+        return {**measured, **dict.fromkeys(demonstration.controls_na)}
 
 
 def code_hash(name: str) -> str:

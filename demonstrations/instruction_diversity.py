@@ -97,6 +97,7 @@ DEMONSTRATION = Demonstration(
             lambda mean: mean(f"rules_{RULES[0]}", "seen_rules") >= 0.8,
         ),
     ],
+    controls={"constant": (f"rules_{RULES[0]}", "constant")},
     controls_na={
         "blind": "without the string there is no task",
         "random_weights": "an untrained model never ends a reply in the right string: 0 by construction",
