@@ -60,7 +60,8 @@ def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:
     """For each sample, the index of another one whose media it is given instead of its own.
 
     Samples with the same kinds of media are put in a random cycle and each takes from the next; where two neighbours
-    hold the same bytes the next but one is taken, and so on.
+    hold the same bytes the next but one is taken, and so on. Samples without media have nothing to exchange and keep
+    their place.
 
     Args:
         samples: All samples of a benchmark, so that the assignment does not depend on what a run has left to do.
@@ -72,7 +73,8 @@ def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, sample in enumerate(samples):
         groups.setdefault(_kinds(sample), []).append(index)
-    donors = [-1] * len(samples)
+    donors = list(range(len(samples)))
+    groups.pop((), None)
     for kinds, group in groups.items():
         order = np.random.default_rng(seed).permutation(group).tolist()
         contents = [_media_bytes(samples[index]) for index in order]

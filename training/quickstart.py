@@ -90,7 +90,8 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         return Phase(name, (command,), files, (folders[name],), needs, options=("--trainer.precision", precision))
 
     shared = ("--checkpoint", str(checkpoint), "--data", str(data), "--split", "test")
-    predict = (*module, "eval", "predict", *shared, "--benchmark")
+    asking = ("--batch-size", "64", "--max-new-tokens", "64")  # the longest reference has some 40 tokens
+    predict = (*module, "eval", "predict", *shared, *asking, "--benchmark")
     logs = {name: predictions / f"{name}.jsonl" for name in ("model", "constrained", *CONTROLS)}
     tokenizer = ("--data", str(data / "train"), "--config", str(configs["model"]), "--out", str(run / "tokenizer"))
     return [
@@ -129,7 +130,7 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         ),
         Phase(
             "controls",
-            tuple((*predict, "all", "--control", name, "--out", str(logs[name])) for name in CONTROLS),
+            tuple((*predict, "all", *_fewer(name), "--control", name, "--out", str(logs[name])) for name in CONTROLS),
             outputs=tuple(logs[name] for name in CONTROLS),
             needs=("checkpoint",),
         ),
@@ -146,6 +147,12 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             needs=("score",),
         ),
     ]
+
+
+def _fewer(control: str) -> tuple[str, ...]:
+    """Controls are asked less; a model without training never ends a reply, and is cut early."""
+    limit = ("--limit", "250")
+    return (*limit, "--max-new-tokens", "16") if control == "random_weights" else limit
 
 
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:

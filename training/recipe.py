@@ -40,6 +40,9 @@ class InitFrom:
     allow_new: tuple[str, ...] = ()
 
 
+_MEDIA = "media/"  # before a modality's name, among the counts of a step
+
+
 class Recipe(L.LightningModule):
     """Train a Generalist.
 
@@ -135,7 +138,7 @@ class Recipe(L.LightningModule):
         """One optimizer step over all packs of ``batch``."""
         optimizer: Any = self.optimizers()
         torch.manual_seed(_step_seed(self.seed, self.global_step, self.global_rank))
-        counts = self._global_counts(batch.counts)
+        counts = self._global_counts(batch.counts | _media_counts(batch))
         sums: dict[str, Tensor] = {}
         for index, pack in enumerate(batch.packs):
             with nullcontext() if index == len(batch.packs) - 1 else self._no_sync():
@@ -145,6 +148,7 @@ class Recipe(L.LightningModule):
                 for part, value in ({"": term.total} | term.parts).items():
                     key = f"{name}/{part}" if part else name
                     sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach()
+        self._release_untouched(counts)
         parameters = [p for p in self.generalist.parameters() if p.grad is not None]
         norm = global_grad_norm(parameters)
         if self.max_grad_norm > 0:
@@ -187,11 +191,26 @@ class Recipe(L.LightningModule):
         return torch.stack(terms).sum()
 
     def _global_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
-        names = sorted(self.weights)
+        names = sorted({*self.weights, *(f"{_MEDIA}{kind}" for kind in self.generalist.encoders)})
         values = torch.tensor([counts.get(name, 0) for name in names], dtype=torch.float64, device=self.device)
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(values)
         return dict(zip(names, values.tolist(), strict=True))
+
+    def _release_untouched(self, counts: Mapping[str, float]) -> None:
+        """Leave no gradient, not even a zero, to parts that no process's packs have used.
+
+        Every parameter takes part in the graph, if only with a zero, so that all processes run the same collectives. An
+        optimizer would take the zero for news: Muon gives its momentum the full length of a step whatever its size, and
+        AdamW goes on in the direction of the last one.
+        """
+        generalist = self.generalist
+        parts = [part for name, part in generalist.heads.items() if not counts[name]]
+        for modules in (generalist.encoders, generalist.projectors):
+            parts += [part for kind, part in modules.items() if not counts[f"{_MEDIA}{kind}"]]
+        for part in parts:
+            for parameter in part.parameters():
+                parameter.grad = None
 
     def _no_sync(self) -> Any:
         model: Any = self.trainer.model
@@ -241,6 +260,15 @@ def load_weights(generalist: Generalist, source: InitFrom) -> None:
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4_093 + rank
+
+
+def _media_counts(step: Step) -> dict[str, int]:
+    """Items of each modality in a step's packs."""
+    counts: dict[str, int] = {}
+    for pack in step.packs:
+        for kind, media in pack.media.items():
+            counts[f"{_MEDIA}{kind}"] = counts.get(f"{_MEDIA}{kind}", 0) + len(media.items)
+    return counts
 
 
 __all__ = ["Batch", "InitFrom", "Recipe", "load_weights"]

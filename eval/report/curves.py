@@ -32,7 +32,10 @@ def files_of(run: Path, pattern: str) -> list[Path]:
 
 
 def read_stages(run: Path) -> dict[str, list[Panel]]:
-    """Stage (folder below the run) -> panels; of several logs of a stage, such as after a resume, all are joined."""
+    """Stage (folder below the run) -> panels; of several logs of a stage, such as after a resume, all are joined.
+
+    What is zero throughout, such as the number of bad samples of good data, gets no panel.
+    """
     stages: dict[str, dict[str, Panel]] = {}
     for path in sorted(files_of(run, "metrics.csv"), key=_version):
         panels = stages.setdefault(path.relative_to(run).parts[0], {})
@@ -41,8 +44,11 @@ def read_stages(run: Path) -> dict[str, list[Panel]]:
             panel = panels.setdefault(title, Panel(title))
             joined = panel.val if is_validation else panel.train
             joined[:] = [point for point in joined if point[0] < line[0][0]] + line
-    ordered = sorted(stages.items())
-    return {stage: sorted(panels.values(), key=_importance) for stage, panels in ordered if panels}
+    shown = {
+        stage: [panel for panel in panels.values() if any(value for _, value in (*panel.train, *panel.val))]
+        for stage, panels in sorted(stages.items())
+    }
+    return {stage: sorted(panels, key=_importance) for stage, panels in shown.items() if panels}
 
 
 def read_columns(path: Path) -> dict[str, Line]:

@@ -53,8 +53,8 @@ def write_report(
     sections = [
         ("trained", "What was trained, and how long", _trained(phases, sizes)),
         ("scores", "Scores against controls", _scores(scores)),
-        ("curves", "Learning curves", _curves(stage_sections(stages))),
         ("examples", "Held-out examples", _examples(log, data, scores)),
+        ("curves", "Learning curves", _curves(stage_sections(stages))),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
     links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in shown)

@@ -164,6 +164,13 @@ def test_donors_are_a_derangement_by_content() -> None:
         media_donors(samples[:2])
 
 
+def test_samples_without_media_have_nothing_to_exchange() -> None:
+    samples = [answer_sample("routing", i, "x", image=picture(i) if i < 3 else None) for i in range(5)]
+    donors = media_donors(samples)
+    assert donors[3:] == [3, 4] and sorted(donors[:3]) == [0, 1, 2]
+    assert swap_media(samples[4], samples[donors[4]]) == samples[4]
+
+
 def test_blind_removes_media_and_keeps_words() -> None:
     conversation = blind(Conversation.ask("how many?", images=[picture(0)]))
     assert [part.type for part in conversation.messages[0].content] == ["text"]
