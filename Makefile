@@ -10,6 +10,7 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   "$$p" -c '$(RIGHT_PYTHON)' 2>/dev/null && { echo "$$p"; exit; }; done; echo python3)
 VENV ?= .venv
 RUN ?= runs/quickstart
+NAME ?=
 ARGS ?=
 EXTRAS := diffusion,speech,graph,eval,convert,demo,synthesis
 
@@ -18,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format clean
+.PHONY: help quickstart test test-all lint format demonstrations clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -40,6 +41,9 @@ test: lint ## Lint, then the fast tests (at most five minutes on two cores)
 
 test-all: lint ## Lint, then every test, slow ones too
 	OMP_NUM_THREADS=1 $(VENV_PYTHON) -m pytest -n 2 --durations=20
+
+demonstrations: $(DEV_STAMP) ## The papers' claims at CPU size, slowly: make demonstrations NAME=instruction_diversity
+	$(VENV_PYTHON) -m demonstrations $(NAME) $(ARGS)
 
 clean: ## Remove caches and build output; runs/ and the environment stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

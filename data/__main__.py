@@ -17,6 +17,7 @@ COMMANDS = (
     "inspect",
     "index",
     "tokenizer",
+    "schema",
 )
 
 

@@ -7,10 +7,12 @@ from typing import Any
 
 from torch import Tensor
 
+from data.drafts import audio_extension, image_size
 from data.media import decode_media, decode_target
 from data.records import Media, Part, Record
 from data.shards import Sample
 
+_ALIASES = {"jpeg": "jpg", "tiff": "tif", "oga": "ogg", "opus": "ogg"}
 EDGE = 1e-6
 """Boxes may leave their image by this much, a rounding error."""
 
@@ -31,6 +33,8 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
             decode_media(media, sample.members[media.file])
         except ValueError as error:
             found.append(str(error))
+        else:
+            found += _problems_of_name(media, sample.members[media.file])
     targets: dict[str, Any] = {}
     for name, target in sample.record.targets.items():
         try:
@@ -47,6 +51,15 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
         elif part.type == "call":
             found += _problems_of_call(part, sample.record, targets, latest, tasks)
     return found
+
+
+def _problems_of_name(media: Media, data: bytes) -> list[str]:
+    """Media are decoded by what they are; a name that says something else is for others to trip over."""
+    if media.type not in ("image", "audio"):
+        return []
+    _, _, given = media.file.rpartition(".")
+    expected = image_size(data)[1] if media.type == "image" else audio_extension(data)
+    return [] if _ALIASES.get(given, given) == expected else [f"'{media.file}': expected the extension '{expected}'"]
 
 
 def _parts(record: Record) -> list[Part]:

@@ -4,33 +4,36 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Sampler, get_worker_info
 
 from data.index import ensure_index
 from data.mixtures import Mixture, PackSchedule, Source
-from data.packing import plan_packs
 from data.quarantine import Quarantine
 from data.shards import expand
-from data.stream import Oversize, PackDataset, Parcel, SampleSet, StepDataset
-from layers.batch import Step
+from data.stream import EvalLoader, Oversize, SampleSet, StepDataset, StepLoader, Streaming, StreamingSteps
 from models.plan import BatchPlan
 
-__all__ = ["EvalLoader", "PackedDataModule", "Source", "StepLoader"]
+Reading = Literal["indexed", "streaming"]
+_STREAMING_GRACE = 20
 
 
 class PackedDataModule(LightningDataModule):
     """Delivers :class:`layers.batch.Step`: the packs of one optimizer step with their loss counts.
 
     The training stream is endless, so give the trainer ``max_steps``, unless the mixture has a budget. What step s
-    holds depends on the seed, the data and s alone, so a resumed run continues exactly where it stopped. A bad sample
-    is left out and written down.
+    holds depends on the seed, the data and s alone: not on the number of worker processes, nor on the number of
+    processes that train, which share a step's packs. So a resumed run continues exactly where it stopped, also on
+    another machine. A bad sample is left out and written down.
+
+    That is the promise of ``reading="indexed"``: every shard is indexed once, samples are shuffled over all shards, and
+    any step is found without reading what comes before. ``reading="streaming"`` reads shards front to back, as remote
+    ones want it (:mod:`data.stream.streaming`): weights are then shares of the samples, the order depends on
+    the number of workers and processes, and a run is resumed with the same numbers only.
 
     Args:
         sources: Training sources.
@@ -44,8 +47,15 @@ class PackedDataModule(LightningDataModule):
         quarantine: Bad samples are appended to this JSON Lines file; by default ``quarantine.jsonl`` under the
             trainer's root.
         max_quarantined: Share of the samples that may be bad before the run ends.
-        oversize: "error" or "quarantine", for a sample longer than ``max_tokens``.
+        oversize: "error", "split" (between the turns of a dialogue) or "quarantine", for a sample longer than
+            ``max_tokens``.
         cache: Keep rendered samples in memory, for small data that is read many times.
+        max_media_cost: Work of the encoders that a pack may hold, in tokens that cost the language model as much;
+            None balances it between packs without a limit. A sample with more shares its pack with text alone.
+        slot_mib: Room for one step in the memory that workers share with the trainer, in MiB; a larger step takes
+            memory of its own, and with 0 every step does.
+        reading: "indexed" or "streaming", for the training sources; validation is always indexed.
+        shuffle_buffer: Streaming only: samples among which the next one is drawn, per source and worker.
     """
 
     def __init__(
@@ -62,6 +72,10 @@ class PackedDataModule(LightningDataModule):
         max_quarantined: float = 0.05,
         oversize: Oversize = "error",
         cache: bool = False,
+        max_media_cost: int | None = None,
+        slot_mib: int = 256,
+        reading: Reading = "indexed",
+        shuffle_buffer: int = 1000,
     ) -> None:
         super().__init__()
         if not sources:
@@ -75,9 +89,13 @@ class PackedDataModule(LightningDataModule):
         self.plan = plan
         self.quarantine_path, self.max_quarantined = quarantine, max_quarantined
         self.oversize, self.cache = oversize, cache
+        self.max_media_cost, self.slot_mib = max_media_cost, slot_mib
+        self.reading, self.shuffle_buffer = reading, shuffle_buffer
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._step = 0
+        self._schedule: PackSchedule | None = None
+        self._position: dict[str, Any] | None = None
 
     def set_plan(self, plan: BatchPlan) -> None:
         """Set the model's plan, before the first loader is asked for."""
@@ -85,7 +103,7 @@ class PackedDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Index shards that have no index yet, once per machine."""
-        for source in (*self.sources, *self.val_sources):
+        for source in (*(self.sources if self.reading == "indexed" else ()), *self.val_sources):
             for path in expand(source.path):
                 ensure_index(path)
 
@@ -103,9 +121,12 @@ class PackedDataModule(LightningDataModule):
 
     @property
     def data_hashes(self) -> dict[str, str]:
-        """Shard -> fingerprint, of the shards in use."""
+        """Shard -> fingerprint, of the shards in use; streamed ones are named without."""
         sets = [item for item in (self._train, self._val) if item is not None]
-        return {path: value for item in sets for path, value in item.data_hashes.items()}
+        hashes = {path: value for item in sets for path, value in item.data_hashes.items()}
+        if self.reading == "streaming":
+            hashes |= {path: "streamed" for source in self.sources for path in expand(source.path)}
+        return hashes
 
     def train_samples(self) -> SampleSet:
         """The training samples under the plan."""
@@ -120,9 +141,14 @@ class PackedDataModule(LightningDataModule):
         return self._val
 
     def train_dataloader(self) -> StepLoader:
-        """The endless stream of steps, from :attr:`next_step` on."""
+        """The stream of steps, from :attr:`next_step` on."""
+        rank, world_size = self._ranks()
+        if self.reading == "streaming":
+            steps = StreamingSteps(self._streaming(), rank, world_size)
+            quarantine = Quarantine(self._quarantine_path(), 0, self.max_quarantined, _STREAMING_GRACE)
+            return StepLoader(steps, self, quarantine, self.num_workers, self.slot_mib)
         samples = self.train_samples()
-        schedule = PackSchedule(
+        self._schedule = PackSchedule(
             samples.source_of,
             samples.lengths,
             self.sources,
@@ -130,9 +156,13 @@ class PackedDataModule(LightningDataModule):
             self.seed,
             self.mixture,
             self.packs_per_step,
+            samples.costs,
+            self.max_media_cost,
         )
-        dataset = StepDataset(samples, schedule, self.packs_per_step, *self._ranks())
-        return StepLoader(dataset, self, self._quarantine(samples))
+        if self._position is not None:
+            self._schedule.seek(self._position)
+        dataset = StepDataset(samples, self._schedule, self.packs_per_step, rank, world_size)
+        return StepLoader(dataset, self, self._quarantine(samples), self.num_workers, self.slot_mib)
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Every validation pack once, one per step, split over the processes."""
@@ -143,8 +173,10 @@ class PackedDataModule(LightningDataModule):
         return EvalLoader(samples, self._quarantine(samples), self.num_workers, rank, world_size)
 
     def state_dict(self) -> dict[str, Any]:
-        """The next step, and what its content depends on."""
-        return {"next_step": self.next_step, "order": self._order()}
+        """The next step, where its round of the mixture begins, and what its content depends on."""
+        step, schedule = self.next_step, self._schedule
+        position = schedule.position(step * self.packs_per_step) if schedule is not None else None
+        return {"next_step": step, "position": position, "order": self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue a run.
@@ -159,129 +191,58 @@ class PackedDataModule(LightningDataModule):
         if changed:
             told = ", ".join(f"{name}: expected {old}, got {new}" for name, (old, new) in changed.items())
             raise ValueError(f"the interrupted run's data order cannot be continued: {told}")
-        self.next_step = state_dict["next_step"]
+        self.next_step, self._position = state_dict["next_step"], state_dict["position"]
 
     def _order(self) -> dict[str, Any]:
-        samples = self.train_samples()
         shares = [[source.weight, source.tasks, source.where, source.max_samples] for source in self.sources]
-        facts = json.dumps([list(samples.data_hashes.values()), shares, asdict(self.mixture)])
-        return {
+        order: dict[str, Any] = {
+            "reading": self.reading,
             "seed": self.seed,
             "max_tokens": self.max_tokens,
             "packs_per_step": self.packs_per_step,
-            "plan": samples.plan.hash,
-            "data": hashlib.sha256(facts.encode()).hexdigest()[:16],
+            "max_media_cost": self.max_media_cost,
+            "oversize": self.oversize,
+            "plan": self._known_plan().hash,
         }
+        if self.reading == "indexed":
+            shards = list(self.train_samples().data_hashes.values())
+        else:
+            shards = [path for source in self.sources for path in expand(source.path)]
+            world_size = self._ranks()[1]
+            order |= {"workers": max(1, self.num_workers), "processes": world_size, "buffer": self.shuffle_buffer}
+        facts = json.dumps([shards, shares, asdict(self.mixture)])
+        return {**order, "data": hashlib.sha256(facts.encode()).hexdigest()[:16]}
 
-    def _open(self, sources: Sequence[Source]) -> SampleSet:
+    def _known_plan(self) -> BatchPlan:
         if self.plan is None:
             raise ValueError("data: expected the model's plan, got none; link it or call set_plan first")
-        return SampleSet(sources, self.plan, self.max_tokens, self.oversize, self.cache)
+        return self.plan
+
+    def _streaming(self) -> Streaming:
+        return Streaming(
+            self.sources,
+            self._known_plan(),
+            self.mixture,
+            self.max_tokens,
+            self.max_media_cost,
+            self.packs_per_step,
+            self.seed,
+            self.oversize,
+            self.shuffle_buffer,
+        )
+
+    def _open(self, sources: Sequence[Source]) -> SampleSet:
+        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache)
 
     def _quarantine(self, samples: SampleSet) -> Quarantine:
-        path = self.quarantine_path
-        if path is None and self.trainer is not None:
-            path = str(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
-        quarantine = Quarantine(path, samples.num_samples, self.max_quarantined)
+        quarantine = Quarantine(self._quarantine_path(), samples.num_samples, self.max_quarantined)
         quarantine.add(samples.bad)
         return quarantine
 
+    def _quarantine_path(self) -> str | None:
+        if self.quarantine_path is None and self.trainer is not None:
+            return str(Path(self.trainer.default_root_dir) / "quarantine.jsonl")
+        return self.quarantine_path
+
     def _ranks(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-
-class StepLoader:
-    """Iterates over steps from the data module's next step on, without end or to the end of the mixture's budget.
-
-    Args:
-        dataset: Builds steps.
-        module: Knows the next step.
-        quarantine: Takes the bad samples.
-    """
-
-    def __init__(self, dataset: StepDataset, module: PackedDataModule, quarantine: Quarantine) -> None:
-        self.dataset, self.module, self.quarantine = dataset, module, quarantine
-        self._steps = dataset.schedule.num_steps()
-
-    def __len__(self) -> int:
-        if self._steps is None:
-            raise TypeError("the training stream has no end: expected a mixture with a budget of epochs or tokens")
-        return self._steps
-
-    def __iter__(self) -> Iterator[Step]:
-        first = self.module.next_step
-        order = _From(first) if self._steps is None else range(first, self._steps)
-        loader = _loader(self.dataset, order, self.module.num_workers)
-        for number, item in enumerate(loader, first):
-            step, bad = item.unpack() if isinstance(item, Parcel) else item
-            self.quarantine.add(bad)
-            self.module.next_step = number + 1
-            yield step
-
-
-class EvalLoader:
-    """Iterates over packs of all samples in a fixed order, one pack per step.
-
-    Args:
-        samples: The samples.
-        quarantine: Takes the bad ones; None raises nothing and keeps no list.
-        num_workers: Worker processes.
-        rank: This process takes packs ``rank, rank + world_size, ...``.
-        world_size: Number of processes.
-    """
-
-    def __init__(
-        self,
-        samples: SampleSet,
-        quarantine: Quarantine | None = None,
-        num_workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-    ) -> None:
-        packs = plan_packs(samples.lengths, samples.max_tokens, 0, 0, shuffle=False).packs
-        self.dataset = PackDataset(samples, packs[rank::world_size])
-        self.quarantine, self.num_workers = quarantine, num_workers
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __iter__(self) -> Iterator[Step]:
-        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers):
-            step, bad = item.unpack() if isinstance(item, Parcel) else item
-            if self.quarantine is not None:
-                self.quarantine.add(bad)
-            yield step
-
-
-class _From(Sampler[int]):
-    """The numbers from ``first`` on."""
-
-    def __init__(self, first: int) -> None:
-        self.first = first
-
-    def __iter__(self) -> Iterator[int]:
-        number = self.first
-        while True:
-            yield number
-            number += 1
-
-
-def _loader(dataset: StepDataset | PackDataset, order: Sampler[int] | range, num_workers: int) -> DataLoader[Any]:
-    return DataLoader(
-        dataset,
-        batch_size=None,
-        sampler=order,
-        num_workers=num_workers,
-        collate_fn=_parcel,
-        worker_init_fn=_start_worker,
-        pin_memory=num_workers > 0 and torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(0),  # the loader would draw from the global one
-    )
-
-
-def _parcel(item: Any) -> Any:
-    return Parcel(*item) if get_worker_info() is not None else item
-
-
-def _start_worker(worker: int) -> None:
-    torch.set_num_threads(1)

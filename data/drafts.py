@@ -11,12 +11,9 @@ import soundfile
 import torch
 from PIL import Image
 
-from data.media import IMAGE_FORMATS, MediaError, encode_graph, encode_mask
+from data.media import IMAGE_FORMATS, MAX_PIXELS, MediaError, encode_graph, encode_mask
 from data.records import Media, MediaType, Message, Part, Record, Target
 from layers.media import Graph
-
-MAX_PIXELS = 64_000_000
-"""Largest image that a record may hold; a file that declares more is refused before it is decoded."""
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
 _AUDIO_EXTENSIONS = {"MPEG": "mp3", "MP3": "mp3", "OGG": "ogg", "FLAC": "flac", "WAV": "wav", "WAVEX": "wav"}
@@ -78,8 +75,7 @@ class Draft:
             raise MediaError(f"'{name}': expected audio, got bytes that do not open: {error}") from None
         if info.frames < 1:
             raise MediaError(f"'{name}': expected audio samples, got none")
-        extension = _AUDIO_EXTENSIONS.get(info.format, info.format.lower())
-        self._add("audio", name, extension, data, (info.frames,), info.samplerate)
+        self._add("audio", name, audio_extension(data), data, (info.frames,), info.samplerate)
         return float(info.frames / info.samplerate)
 
     def add_graph(self, graph: Graph, name: str = "graph") -> None:
@@ -167,6 +163,12 @@ class Draft:
         file = f"{name}.{extension}"
         self.media[name] = Media(kind, file, size, rate)
         self.members[file] = data
+
+
+def audio_extension(data: bytes) -> str:
+    """The file extension of an encoded clip, from its header."""
+    container = soundfile.info(io.BytesIO(data)).format
+    return _AUDIO_EXTENSIONS.get(container, container.lower())
 
 
 def image_size(data: bytes, name: str = "image") -> tuple[tuple[int, int], str]:

@@ -13,18 +13,18 @@ import json
 import os
 import threading
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
 from data.records import RecordError
-from data.render import RenderError, rendered_length
-from data.shards import BLOCK, Sample, assemble, open_shard, read_members
+from data.render import RenderedSize, RenderError, rendered_size
+from data.shards import BLOCK, Group, Sample, ShardError, assemble, open_shard, read_groups
 from models.plan import BatchPlan
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 _PROBES = 64
 _LONGEST_TAG = 64
 
@@ -58,11 +58,13 @@ class ShardIndex:
         path: The shard.
         fingerprint: Identifies its content.
         entries: Its samples.
+        problems: (key, reason) of what is no sample; the key is empty where the rest of the shard is unreadable.
     """
 
     path: str
     fingerprint: str
     entries: tuple[Entry, ...]
+    problems: tuple[tuple[str, str], ...] = ()
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -74,10 +76,12 @@ class Lengths:
 
     Args:
         tokens: Per sample; 0 for one that does not render.
+        costs: Per sample, what the encoders' work costs, in tokens; 0 for one that does not render.
         errors: Position of such a sample -> why.
     """
 
     tokens: tuple[int, ...]
+    costs: tuple[int, ...]
     errors: dict[int, str]
 
 
@@ -157,29 +161,33 @@ def fingerprint(shard: str) -> str:
     with open_shard(shard) as stream:
         size = stream.seek(0, io.SEEK_END)
         digest = hashlib.sha256(str(size).encode())
-        blocks = size // BLOCK
-        for probe in range(_PROBES + 1):
+        blocks = -(-size // BLOCK)
+        for probe in range(_PROBES + 1 if size else 0):
             stream.seek((blocks - 1) * probe // _PROBES * BLOCK)
             digest.update(stream.read(BLOCK))
     return f"{size}-{digest.hexdigest()[:32]}"
 
 
 def build_index(shard: str) -> ShardIndex:
-    """Scan a shard once.
+    """Scan a shard once, front to back. What is damaged costs only its own samples, and is told.
 
     Raises:
-        ShardError: If it is cut short, no tar file, or holds a member that belongs to no record.
+        ShardError: If it cannot be opened.
     """
-    members: dict[str, dict[str, tuple[int, int]]] = {}
-    facts: dict[str, tuple[str, dict[str, Any]]] = {}
-    for key, name, info, data in read_members(shard):
-        members.setdefault(key, {})[name] = (info.offset_data, info.size)
-        if name == "json":
-            facts[key] = _facts_of(data)
-    entries = tuple(
-        Entry(key, task, files, meta) for key, files in members.items() for task, meta in [facts.get(key, ("", {}))]
-    )
-    return ShardIndex(shard, fingerprint(shard), entries)
+    entries: list[Entry] = []
+    problems: list[tuple[str, str]] = []
+    try:
+        for group in read_groups(shard):
+            problem = group.problem or (None if group.whole else _lack_of(shard, group))
+            if problem is not None:
+                problems.append((group.key, problem))
+            else:
+                task, meta = _facts_of(group.members.get("json", b""))
+                entries.append(Entry(group.key, task, group.places, meta))
+    except ShardError as error:
+        problems.append(("", str(error)))
+    problems = [(key, reason.removeprefix(f"{shard}: ")) for key, reason in problems]
+    return ShardIndex(shard, fingerprint(shard), tuple(entries), tuple(problems))
 
 
 def load_index(shard: str) -> ShardIndex:
@@ -194,33 +202,45 @@ def load_index(shard: str) -> ShardIndex:
         Entry(key, task, {name: (offset, size) for name, (offset, size) in files.items()}, meta)
         for key, task, files, meta in value["samples"]
     )
-    return ShardIndex(shard, value["shard"], entries)
+    problems = tuple((key, reason) for key, reason in value["problems"])
+    return ShardIndex(shard, value["shard"], entries, problems)
 
 
 def ensure_index(shard: str) -> ShardIndex:
-    """The shard's index; made and written beside it where it is missing, remade with a warning where it is stale."""
+    """The shard's index; made and written beside it where it is missing, remade with a warning where it is stale.
+
+    Where a damaged shard takes the place of one that was indexed when it was whole, the samples that it has lost are
+    among the problems, each by its key.
+    """
+    before: set[str] = set()
     try:
         return load_index(shard)
     except FileNotFoundError:
         pass
     except StaleIndexError as error:
         warnings.warn(f"{error}; making it anew", stacklevel=2)
+        before = _keys_of(index_path(shard))
     index = build_index(shard)
+    if any(not key for key, _ in index.problems):
+        there = {entry.key for entry in index.entries} | {key for key, _ in index.problems}
+        lost = tuple((key, "lost where the shard is damaged") for key in sorted(before - there))
+        index = replace(index, problems=index.problems + lost)
     samples = [[entry.key, entry.task, entry.members, entry.meta] for entry in index.entries]
-    _write_sidecar(index_path(shard), {"version": INDEX_VERSION, "shard": index.fingerprint, "samples": samples})
+    facts = {"version": INDEX_VERSION, "shard": index.fingerprint}
+    _write_sidecar(index_path(shard), {**facts, "samples": samples, "problems": index.problems})
     return index
 
 
 def measure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
     """Rendered length of every sample; a sample that does not render has length 0 and an error."""
-    tokens, errors = list[int](), dict[int, str]()
+    sizes, errors = list[RenderedSize](), dict[int, str]()
     for position in range(len(index)):
         try:
-            tokens.append(rendered_length(reader.read(index, position).record, plan))
+            sizes.append(rendered_size(reader.read(index, position).record, plan))
         except (RecordError, RenderError) as error:
-            tokens.append(0)
+            sizes.append(RenderedSize(0, 0))
             errors[position] = str(error)
-    return Lengths(tuple(tokens), errors)
+    return Lengths(tuple(size.tokens for size in sizes), tuple(size.cost for size in sizes), errors)
 
 
 def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
@@ -232,10 +252,10 @@ def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
     """
     path = lengths_path(index.path, plan_hash)
     value = _read_sidecar(path, {"shard": index.fingerprint, "plan": plan_hash})
-    tokens = tuple(value["tokens"])
-    if len(tokens) != len(index):
-        raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)}")
-    return Lengths(tokens, {int(position): text for position, text in value["errors"].items()})
+    tokens, costs = tuple(value["tokens"]), tuple(value["costs"])
+    if not len(tokens) == len(costs) == len(index):
+        raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)} and {len(costs)}")
+    return Lengths(tokens, costs, {int(position): text for position, text in value["errors"].items()})
 
 
 def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> Lengths:
@@ -248,10 +268,27 @@ def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> L
         warnings.warn(f"{error}; making it anew", stacklevel=2)
     lengths = measure_lengths(index, plan, reader)
     facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "plan": plan.hash}
-    _write_sidecar(
-        lengths_path(index.path, plan.hash), {**facts, "tokens": list(lengths.tokens), "errors": lengths.errors}
-    )
+    measured = {"tokens": list(lengths.tokens), "costs": list(lengths.costs), "errors": lengths.errors}
+    _write_sidecar(lengths_path(index.path, plan.hash), {**facts, **measured})
     return lengths
+
+
+def _lack_of(shard: str, group: Group) -> str | None:
+    """What the last key before a cut lacks; None if all of it was still read."""
+    try:
+        assemble(shard, group.key, group.members)
+    except RecordError as error:
+        return str(error)
+    return None
+
+
+def _keys_of(path: str) -> set[str]:
+    """The keys in a sidecar of whatever version; none where it tells none."""
+    try:
+        with fsspec.open(path, "rb") as stream:
+            return {str(item[0]) for item in json.loads(stream.read())["samples"]}
+    except (OSError, ValueError, KeyError, TypeError, IndexError):
+        return set()
 
 
 def _facts_of(data: bytes) -> tuple[str, dict[str, Any]]:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import struct
+import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,12 +17,17 @@ import torch
 from PIL import Image, ImageOps
 from scipy.signal import resample_poly
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.records import Media, Target
 from layers.media import Audio, Graph
 
 RawMedia = Tensor | Audio | Graph
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
+MAX_PIXELS = 64_000_000
+"""Largest image or mask that is decoded; one that declares more is refused before any memory is taken for it."""
+MAX_SAMPLES = 2**28
+"""Likewise for audio, over all channels: 4.6 hours at 16 kHz."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _GRAPH_FIELDS = {"node_texts", "edge_index"}
 
@@ -102,12 +108,14 @@ def decode_mask(value: Any) -> Tensor:
     if not isinstance(value, Mapping) or set(value) != {"size", "counts"}:
         raise MediaError(f"mask: expected a dictionary with 'size' and 'counts', got {value!r}")
     size, counts = value["size"], value["counts"]
-    if not (isinstance(size, Sequence) and len(size) == 2 and all(isinstance(n, int) and n > 0 for n in size)):
+    if not (isinstance(size, Sequence) and len(size) == 2 and all(type(n) is int and n > 0 for n in size)):
         raise MediaError(f"mask size: expected [height, width], got {size!r}")
     runs = _parse_counts(counts) if isinstance(counts, str) else counts
-    if not isinstance(runs, list) or not all(isinstance(n, int) and n >= 0 for n in runs):
+    if not isinstance(runs, list) or not all(type(n) is int and n >= 0 for n in runs):
         raise MediaError(f"mask counts: expected non-negative runs, got {counts!r:.80}")
     height, width = size
+    if height * width > MAX_PIXELS:
+        raise MediaError(f"mask size: expected at most {MAX_PIXELS:,} pixels, got {height}x{width}")
     if sum(runs) != height * width:
         raise MediaError(f"mask counts: expected runs that add up to {height}x{width}, got {sum(runs)}")
     flat = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
@@ -173,16 +181,50 @@ def _decode_image(file: str, data: bytes, size: tuple[int, ...] | None) -> Tenso
         with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
             if size is not None and image.size not in (size, size[::-1]):
                 _refuse_size(file, size, image.size)
-            oriented = ImageOps.exif_transpose(image).convert("RGB")
+            _check_still(file, image)
+            raster = _decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else _raster(file, image)
     except MediaError:
         raise
     except _IMAGE_ERRORS as error:
         raise MediaError(
             f"'{file}': expected an image of {IMAGE_FORMATS}, got one that does not decode: {error}"
         ) from None
-    if size is not None and oriented.size != size:
-        _refuse_size(file, size, oriented.size)
+    if size is not None and (raster.shape[2], raster.shape[1]) != size:
+        _refuse_size(file, size, (raster.shape[2], raster.shape[1]))
+    return raster
+
+
+def _check_still(file: str, image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise MediaError(f"'{file}': expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
+    if getattr(image, "is_animated", False) and image.format != "MPO":  # of a stereo photograph, the first is meant
+        raise MediaError(f"'{file}': expected a still image, got one of several frames")
+
+
+def _decode_jpeg(data: bytes) -> Tensor:
+    """(3, H, W) after EXIF orientation; half as long as through PIL, with the same pixels."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the bytes are read-only, and nobody writes into them
+            encoded = torch.frombuffer(data, dtype=torch.uint8)
+        return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+    except RuntimeError as error:
+        raise ValueError(str(error).splitlines()[0]) from None
+
+
+def _raster(file: str, image: Image.Image) -> Tensor:
+    if image.mode.startswith("I;16"):  # PIL would cut 16 bits off at 255
+        array = (np.asarray(image).astype(np.uint32) + 128) // 257
+        image = _with_orientation(Image.fromarray(array.astype(np.uint8)), image)
+    elif image.mode in ("I", "F"):
+        raise MediaError(f"'{file}': expected 8 or 16 bits per channel, got the mode '{image.mode}'")
+    oriented = ImageOps.exif_transpose(image).convert("RGB")
     return torch.from_numpy(np.array(oriented)).permute(2, 0, 1).contiguous()
+
+
+def _with_orientation(image: Image.Image, original: Image.Image) -> Image.Image:
+    image.getexif().update(original.getexif())
+    return image
 
 
 def _refuse_size(file: str, expected: tuple[int, ...], given: tuple[int, ...]) -> None:
@@ -196,6 +238,9 @@ def _decode_audio(media: Media, data: bytes) -> Audio:
             samples = resampled_length(stream.frames, stream.samplerate, rate)
             if stream.frames == 0:
                 raise MediaError(f"'{media.file}': expected audio, got an empty file")
+            if stream.frames * stream.channels > MAX_SAMPLES:
+                given = f"{stream.frames} in {stream.channels} channels"
+                raise MediaError(f"'{media.file}': expected at most {MAX_SAMPLES:,} samples, got {given}")
             if (samples,) != media.size:
                 raise MediaError(f"'{media.file}': expected {media.size[0]} samples at {rate} Hz, got {samples}")
             waveform = stream.read(dtype="float32", always_2d=True).mean(axis=1)
@@ -213,7 +258,9 @@ def _decode_audio(media: Media, data: bytes) -> Audio:
 def _decode_graph(media: Media, data: bytes) -> Graph:
     try:
         value = json.loads(data)
-    except ValueError as error:
+        if b"\\ud" in data.lower():  # half of a surrogate pair is no text
+            json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise MediaError(f"'{media.file}': expected a graph as JSON, got: {error}") from None
     if not isinstance(value, dict) or set(value) != _GRAPH_FIELDS:
         given = sorted(value) if isinstance(value, dict) else type(value).__name__
@@ -255,6 +302,8 @@ def _parse_counts(text: str) -> list[int]:
             raise MediaError(f"mask counts: expected COCO's run-length characters, got {character!r}")
         value |= (digit & 0x1F) << shift
         shift += 5
+        if shift > 60:
+            raise MediaError("mask counts: expected runs below 2**60, got a longer one")
         if digit & 0x20:
             continue
         if digit & 0x10:

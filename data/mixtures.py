@@ -150,6 +150,8 @@ class PackSchedule:
         seed: Seed of the run.
         mixture: How they are mixed.
         packs_per_step: Packs of one optimizer step, over all processes.
+        costs: (N,) the encoders' work on each sample, to balance it between packs; None packs by tokens alone.
+        max_cost: Work that a pack may hold.
 
     Raises:
         ValueError: If there is no usable sample, or the curriculum names an unknown source.
@@ -164,8 +166,11 @@ class PackSchedule:
         seed: int,
         mixture: Mixture | None = None,
         packs_per_step: int = 1,
+        costs: np.ndarray | None = None,
+        max_cost: int | None = None,
     ) -> None:
         self.mixture = mixture or Mixture()
+        self.costs, self.max_cost = costs, max_cost
         self.titles = [source.title for source in sources]
         self.members = [np.flatnonzero(source_of == number) for number in range(len(sources))]
         self.base_weights = [source.weight for source in sources]
@@ -179,17 +184,55 @@ class PackSchedule:
                 raise ValueError(f"training stream: expected a usable sample at step {step}, got none")
         nothing = [np.empty(0, dtype=np.int64)] * len(sources)
         self._rounds = [_Round(0, np.zeros(len(sources)), nothing)]
+        self._first_round = 0
+        self._num_steps: int | None = None
         self._packs: dict[int, list[Choice]] = {}  # the last few rounds
 
     def pack(self, number: int) -> Choice:
-        """The pack of this number."""
+        """The pack of this number.
+
+        Raises:
+            ValueError: If it lies before the position that was sought.
+        """
+        if number < self._rounds[0].first_pack:
+            raise ValueError(f"pack {number}: expected one from {self._rounds[0].first_pack} on, where the run goes on")
         while self._rounds[-1].first_pack <= number:
             self._choices(len(self._rounds) - 1)
         index = bisect_right(self._rounds, number, key=lambda item: item.first_pack) - 1
         return self._choices(index)[number - self._rounds[index].first_pack]
 
+    def position(self, number: int) -> dict[str, Any]:
+        """Where the round of this pack begins, so that another schedule can go on from there without the rounds before.
+
+        JSON-serialisable: which round, its first pack, each source's place in its own passes, and the samples that
+        rounds before left over.
+        """
+        self.pack(number)
+        index = bisect_right(self._rounds, number, key=lambda item: item.first_pack) - 1
+        start = self._rounds[index]
+        waiting = [held.tolist() for held in start.waiting]
+        return {
+            "round": self._first_round + index,
+            "first_pack": start.first_pack,
+            "places": start.places.tolist(),
+            "waiting": waiting,
+            "num_steps": self.num_steps(),
+        }
+
+    def seek(self, position: Mapping[str, Any]) -> None:
+        """Go on from a :meth:`position`; packs before its round are then out of reach."""
+        waiting = [np.array(held, dtype=np.int64) for held in position["waiting"]]
+        self._first_round = position["round"]
+        self._rounds = [_Round(position["first_pack"], np.array(position["places"], dtype=float), waiting)]
+        self._packs, self._num_steps = {}, position["num_steps"]
+
     def num_steps(self) -> int | None:
         """Whole steps within the mixture's budget; None without one."""
+        if self._num_steps is None:
+            self._num_steps = self._count_steps()
+        return self._num_steps
+
+    def _count_steps(self) -> int | None:
         mixture = self.mixture
         if mixture.epochs is None and mixture.tokens is None:
             return None
@@ -233,7 +276,8 @@ class PackSchedule:
             for source, amount in enumerate(amounts.tolist())
         ]
         waiting = [held if not amount else held[:0] for held, amount in zip(start.waiting, amounts, strict=True)]
-        choices = self._unmixed(shares, index) if self.mixture.unmixed else self._mixed(shares, index)
+        number = self._first_round + index
+        choices = self._unmixed(shares, number) if self.mixture.unmixed else self._mixed(shares, number)
         kept = choices[: self._room(start.first_pack, len(choices))]
         if self.mixture.unmixed or len(kept) < len(choices):
             given = np.array([sample for choice in kept for sample in choice.samples], dtype=np.int64)
@@ -252,17 +296,13 @@ class PackSchedule:
         return min([count, *(end for end in ends if end > 0)])
 
     def _mixed(self, shares: Sequence[np.ndarray], index: int) -> list[Choice]:
-        samples = np.concatenate(shares)
-        plan = plan_packs(self.lengths[samples], self.max_tokens, self.seed, index)
-        return [Choice(samples[item].tolist()) for item in plan.packs]
+        return [Choice(pack) for pack in self._packed(np.concatenate(shares), index)]
 
     def _unmixed(self, shares: Sequence[np.ndarray], index: int) -> list[Choice]:
         """Whole steps of one source each, in random order; what fills no step waits for the next round."""
         steps: list[tuple[int, list[list[int]]]] = []
         for source, samples in enumerate(shares):
-            plan = plan_packs(self.lengths[samples], self.max_tokens, self.seed, index)
-            packs = [samples[item].tolist() for item in plan.packs]
-            size = self.packs_per_step
+            packs, size = self._packed(samples, index), self.packs_per_step
             steps += [(source, packs[at : at + size]) for at in range(0, len(packs) - size + 1, size)]
         counts = np.bincount(np.array([source for source, _ in steps], dtype=np.int64), minlength=len(shares))
         order = np.random.default_rng([self.seed, index, 2]).permutation(len(steps)).tolist()
@@ -271,6 +311,18 @@ class PackSchedule:
             for source, packs in (steps[place] for place in order)
             for pack in packs
         ]
+
+    def _packed(self, samples: np.ndarray, index: int) -> list[list[int]]:
+        costs = None if self.costs is None else self.costs[samples]
+        plan = plan_packs(
+            self.lengths[samples],
+            self.max_tokens,
+            self.seed,
+            index,
+            costs=costs,
+            max_cost=self.max_cost,
+        )
+        return [samples[pack].tolist() for pack in plan.packs]
 
     def _share(self, source: int, place: float, amount: float) -> np.ndarray:
         members = self.members[source]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from layers.layout import Layout
 from models.plan import BatchPlan
 
 TOKEN_LOSS = "token"
+_FILL = 0.99  # share of a pack's room that its samples should come to
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,8 @@ def plan_packs(
     seed: int,
     epoch: int,
     *,
+    costs: Sequence[int] | np.ndarray | None = None,
+    max_cost: int | None = None,
     window: int = 1024,
     oversize: Literal["error", "quarantine"] = "error",
     shuffle: bool = True,
@@ -139,11 +143,17 @@ def plan_packs(
     so often of one task: an optimizer step would see one task at a time. After every window the fullest packs are
     closed; the others stay open, so that only the last ones of an epoch stay short.
 
+    With ``costs``, the samples of a window that make the encoders work come first, the costliest at the head, each into
+    the pack with the least work (longest processing time first, https://doi.org/10.1137/0117039); the others fill up
+    what is left. Packs then cost the encoders about the same, and no process waits for one that drew all the images.
+
     Args:
         lengths: Tokens per sample.
         max_tokens: Tokens that a pack may hold.
         seed: Seed of the run.
         epoch: Counts passes over the data.
+        costs: The encoders' work per sample, to balance it; None packs by tokens alone.
+        max_cost: Work that a pack may hold; a sample with more shares its pack with text alone.
         window: Samples per window.
         oversize: What to do with a sample longer than ``max_tokens``.
         shuffle: Without it, samples and packs keep their order as far as packing allows.
@@ -166,11 +176,13 @@ def plan_packs(
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(sizes)) if shuffle else np.arange(len(sizes))
     order = order[sizes[order] <= max_tokens]
-    bins = _Bins(max_tokens)
+    work = np.zeros_like(sizes) if costs is None else np.asarray(costs, dtype=np.int64)
+    bins: _Bins | _BalancedBins = _Bins(max_tokens)
+    if work[order].any():
+        bins = _BalancedBins(max_tokens, max_cost)
     for start in range(0, len(order), window):
         part = order[start : start + window]
-        for index in part.tolist():
-            bins.add(index, int(sizes[index]))
+        bins.fill(part, sizes[part], work[part])
         bins.close_full(keep=window // 8)
     packs = bins.finish()
     if shuffle:
@@ -179,7 +191,7 @@ def plan_packs(
 
 
 class _Bins:
-    """Open packs sorted by room, closed ones in the order of closing."""
+    """Packs with room for tokens: open ones sorted by room, closed ones in the order of closing."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -187,18 +199,20 @@ class _Bins:
         self.contents: list[list[int]] = []
         self.closed: list[int] = []
 
-    def add(self, index: int, size: int) -> None:
-        place = bisect_left(self.open, (size, -1))
-        if place == len(self.open):
-            room, pack_id = self.capacity, len(self.contents)
-            self.contents.append([])
-        else:
-            room, pack_id = self.open.pop(place)
-        self.contents[pack_id].append(index)
-        if room == size:
-            self.closed.append(pack_id)
-        else:
-            insort(self.open, (room - size, pack_id))
+    def fill(self, indices: np.ndarray, sizes: np.ndarray, _: np.ndarray) -> None:
+        """Put each sample into the fullest pack that takes it."""
+        for index, size in zip(indices.tolist(), sizes.tolist(), strict=True):
+            place = bisect_left(self.open, (size, -1))
+            if place == len(self.open):
+                room, pack_id = self.capacity, len(self.contents)
+                self.contents.append([])
+            else:
+                room, pack_id = self.open.pop(place)
+            self.contents[pack_id].append(index)
+            if room == size:
+                self.closed.append(pack_id)
+            else:
+                insort(self.open, (room - size, pack_id))
 
     def close_full(self, keep: int) -> None:
         """Close the fullest packs; the ``keep`` emptiest wait for the next window."""
@@ -210,6 +224,60 @@ class _Bins:
         self.closed += [pack_id for _, pack_id in self.open]
         self.open = []
         return [self.contents[pack_id] for pack_id in sorted(self.closed)]
+
+
+class _BalancedBins:
+    """Packs with room for tokens and for the encoders' work."""
+
+    def __init__(self, capacity: int, max_work: int | None) -> None:
+        self.capacity, self.max_work = capacity, max_work
+        self.contents: list[list[int]] = []
+        self.closed: list[int] = []
+        self.open = np.empty(0, dtype=np.int64)  # ids, with the tokens and the work of each
+        self.tokens = np.empty(0, dtype=np.int64)
+        self.work = np.empty(0, dtype=np.int64)
+
+    def fill(self, indices: np.ndarray, sizes: np.ndarray, work: np.ndarray) -> None:
+        """Spread the work over as many packs as the samples need, then fill these up."""
+        room = (self.capacity - self.tokens).sum()
+        self._open(max(0, math.ceil((sizes.sum() - room) / (self.capacity * _FILL))))
+        for place in np.argsort(-work, kind="stable").tolist():
+            self._add(int(indices[place]), int(sizes[place]), int(work[place]))
+
+    def close_full(self, keep: int) -> None:
+        """Close the fullest packs; the ``keep`` emptiest wait for the next window."""
+        surplus = max(len(self.open) - keep, 0)
+        self._close(np.argsort(-self.tokens, kind="stable")[:surplus])
+
+    def finish(self) -> list[list[int]]:
+        self._close(np.arange(len(self.open)))
+        return [self.contents[pack_id] for pack_id in sorted(self.closed) if self.contents[pack_id]]
+
+    def _add(self, index: int, size: int, work: int) -> None:
+        fits = self.tokens + size <= self.capacity
+        if self.max_work is not None and work:
+            fits &= (self.work + work <= self.max_work) | (self.tokens == 0)
+        places = np.flatnonzero(fits)
+        if len(places):
+            place = int(places[(self.work if work else -self.tokens)[places].argmin()])
+        else:
+            place = len(self.open)
+            self._open(1)
+        self.tokens[place] += size
+        self.work[place] += work
+        self.contents[self.open[place]].append(index)
+
+    def _open(self, count: int) -> None:
+        self.open = np.append(self.open, np.arange(len(self.contents), len(self.contents) + count))
+        self.tokens = np.append(self.tokens, np.zeros(count, dtype=np.int64))
+        self.work = np.append(self.work, np.zeros(count, dtype=np.int64))
+        self.contents += [[] for _ in range(count)]
+
+    def _close(self, places: np.ndarray) -> None:
+        self.closed += self.open[places].tolist()
+        self.open, self.tokens, self.work = (
+            np.delete(values, places) for values in (self.open, self.tokens, self.work)
+        )
 
 
 def merge_counts(packs: Sequence[Batch]) -> dict[str, int]:

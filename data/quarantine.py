@@ -34,14 +34,15 @@ class Quarantine:
         path: JSON lines are appended here, one per bad sample; None keeps them in memory only.
         num_samples: Samples of the data set.
         max_fraction: Share of them that may be bad.
+        grace: So many may be bad in any case, for streams that begin with few samples.
 
     Attributes:
         bad: The bad samples, in order of discovery.
     """
 
-    def __init__(self, path: str | Path | None, num_samples: int, max_fraction: float = 0.05) -> None:
+    def __init__(self, path: str | Path | None, num_samples: int, max_fraction: float = 0.05, grace: int = 0) -> None:
         self.path = Path(path) if path is not None else None
-        self.num_samples, self.max_fraction = num_samples, max_fraction
+        self.num_samples, self.max_fraction, self.grace = num_samples, max_fraction, grace
         self.bad: list[BadSample] = []
         self._known: set[tuple[str, str]] = set()
         self._written = self._already_written()
@@ -56,7 +57,7 @@ class Quarantine:
         self._known.update((sample.shard, sample.key) for sample in new)
         self.bad += new
         self._write([sample for sample in new if (sample.shard, sample.key) not in self._written])
-        if new and len(self.bad) > self.max_fraction * self.num_samples:
+        if new and len(self.bad) > max(self.max_fraction * self.num_samples, self.grace):
             place = f", listed in '{self.path}'" if self.path is not None else ""
             raise QuarantineError(
                 f"quarantine: expected at most {self.max_fraction:.1%} of {self.num_samples} samples to be bad, got "

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -17,6 +17,7 @@ FILE_PATTERN = re.compile(r"[a-z0-9_-]+\.[a-z0-9]+\Z")
 
 MediaType = Literal["image", "video", "audio", "graph"]
 MEDIA_TYPES: tuple[str, ...] = ("image", "video", "audio", "graph")
+GROUNDING_TYPES: tuple[str, ...] = ("region", "time_span", "node", "result")
 TARGET_TYPES: tuple[str, ...] = ("box", "mask", "image", "label", "score")
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 _SIZE_NAMES = {
@@ -144,8 +145,10 @@ class Record:
             RecordError: Naming the key, the field, what was expected and what was given.
         """
         try:
-            value = json.loads(data)
-        except ValueError as error:
+            value = json.loads(data, parse_constant=_refuse_constant)
+            if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
+                json.dumps(value, ensure_ascii=False).encode()
+        except (ValueError, RecursionError) as error:
             raise RecordError(f"record '{key}': not JSON: {error}") from None
         try:
             return _parse_record(key, value)
@@ -159,6 +162,10 @@ class Record:
         """The member names that must stand beside the JSON."""
         media = [item.file for item in self.media.values()]
         return tuple(media + [item.file for item in self.targets.values() if item.file])
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"expected finite numbers, got {name}")
 
 
 def _without_none(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -182,8 +189,11 @@ def _parse_record(key: str, value: Any) -> Record:
     _expect(value["split"] in SPLITS, "split", SPLITS, value["split"])
     media = {name: _parse_media(name, item) for name, item in value.get("media", {}).items()}
     targets = {name: _parse_target(name, item) for name, item in value.get("targets", {}).items()}
+    _expect(isinstance(value.get("messages"), list), "messages", "a list", value.get("messages"))
     messages = tuple(_parse_message(item, media, targets) for item in value["messages"])
     _expect(bool(messages), "messages", "at least one message", [])
+    meta = value.get("meta", {})
+    _expect(isinstance(meta, dict), "meta", "a JSON object", meta)
     return Record(
         key=key,
         task=value["task"],
@@ -193,7 +203,7 @@ def _parse_record(key: str, value: Any) -> Record:
         messages=messages,
         media=media,
         targets=targets,
-        meta=value.get("meta", {}),
+        meta=meta,
     )
 
 
@@ -203,10 +213,13 @@ def _parse_media(name: str, value: Mapping[str, Any]) -> Media:
     _check_file(f"media '{name}'", value.get("file"))
     size = value.get("size")
     wanted = _SIZE_NAMES[str(kind)]
-    good = isinstance(size, Sequence) and len(size) == wanted.count(",") + (wanted[-2] != ",")
-    good = good and all(isinstance(item, int) and item > 0 for item in size or ())
+    good = isinstance(size, list) and len(size) == wanted.count(",") + (wanted[-2] != ",")
+    good = good and all(type(item) is int and item > 0 for item in size or ())
     _expect(good, f"media '{name}' size", f"positive integers {wanted}", size)
-    return Media(type=kind, file=value["file"], size=tuple(size or ()), sample_rate=value.get("sample_rate"))  # type: ignore[arg-type]
+    rate = value.get("sample_rate")
+    good = rate is None or (type(rate) is int and rate > 0)
+    _expect(good, f"media '{name}' sample_rate", "a positive integer, in Hz", rate)
+    return Media(type=kind, file=value["file"], size=tuple(size or ()), sample_rate=rate)  # type: ignore[arg-type]
 
 
 def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
@@ -218,7 +231,7 @@ def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
         _expect(value.get("value") is not None, f"target '{name}'", "a value or a file", dict(value))
     if kind == "box":
         box: Any = value.get("value")
-        good = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) for x in box)
+        good = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
         good = good and box[0] < box[2] and box[1] < box[3]
         _expect(good, f"target '{name}' value", "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)
     return Target(type=str(kind), value=value.get("value"), file=value.get("file"))
@@ -227,6 +240,7 @@ def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
 def _parse_message(value: Mapping[str, Any], media: Mapping[str, Media], targets: Mapping[str, Target]) -> Message:
     role = value.get("role")
     _expect(role in ("system", "user", "assistant"), "role", "system, user or assistant", role)
+    _expect(isinstance(value.get("content"), list), "content", "a list of parts", value.get("content"))
     parts = tuple(_parse_part(part, str(role), media, targets) for part in value["content"])
     return Message(role=role, content=parts)  # type: ignore[arg-type]
 
@@ -245,10 +259,15 @@ def _parse_part(value: Mapping[str, Any], role: str, media: Mapping[str, Media],
     _expect(role == "assistant", "call part", "an assistant message", role)
     target = value.get("target")
     _expect(target is None or target in targets, "call target", f"one of {sorted(targets)}", target)
-    groundings = tuple(value.get("groundings", ()))
+    groundings = value.get("groundings", [])
+    _expect(isinstance(groundings, list), "groundings", "a list", groundings)
     for item in groundings:
-        _expect(item.get("type") in ("region", "time_span", "node", "result"), "grounding type", "a known type", item)
-    return Part(type="call", task=value["task"], prompt=value.get("prompt", ""), groundings=groundings, target=target)
+        good = isinstance(item, dict) and item.get("type") in GROUNDING_TYPES
+        _expect(good, "grounding type", f"one of {GROUNDING_TYPES}", item)
+    task, prompt = value.get("task"), value.get("prompt", "")
+    _expect(isinstance(task, str), "call task", "a string", task)
+    _expect(isinstance(prompt, str), "call prompt", "a string", prompt)
+    return Part(type="call", task=str(task), prompt=prompt, groundings=tuple(groundings), target=target)
 
 
 def _check_file(what: str, name: Any) -> None:

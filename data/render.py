@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -125,17 +125,31 @@ def render_prompt(messages: Sequence[Message], raw_media: Mapping[str, RawMedia]
     return _render("", messages, raw_media, plan, {}, generation_prompt=True)
 
 
-def rendered_length(record: Record, plan: BatchPlan) -> int:
-    """``len(render(...).input_ids)``, from the sizes that the record declares; nothing is decoded.
+class RenderedSize(NamedTuple):
+    """What a rendered sample costs.
+
+    Args:
+        tokens: Positions of the language model.
+        cost: What the encoders' work costs, in such positions (``BatchPlan.feature_costs``).
+    """
+
+    tokens: int
+    cost: int
+
+
+def rendered_size(record: Record, plan: BatchPlan) -> RenderedSize:
+    """The size of ``render(...)``, from the sizes that the record declares; nothing is decoded.
 
     Raises:
         RenderError: As :func:`render`, as far as it can be told without decoding.
     """
     try:
         layouts = {name: _declared_layout(item, plan) for name, item in record.media.items()}
-        return len(_Writer(record.key, plan, layouts).write(record.messages, {}, False).input_ids)
+        written = _Writer(record.key, plan, layouts).write(record.messages, {}, False)
     except ValueError as error:
         raise RenderError(f"record '{record.key}': {error}") from error
+    costs = (item.layout.num_features * plan.feature_costs.get(item.kind, 1.0) for item in written.media)
+    return RenderedSize(len(written.input_ids), round(sum(costs)))
 
 
 def _render(

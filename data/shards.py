@@ -6,12 +6,10 @@ A sample is ``KEY.json`` and its members ``KEY.NAME.EXT``, side by side.  Nothin
 from __future__ import annotations
 
 import glob
-import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import IO
@@ -26,6 +24,7 @@ BLOCK = 512
 _MAX_NAME = 100  # of a ustar header
 _GLOB = re.compile(r"[*?\[]")
 _END = bytes(2 * BLOCK)
+_BUFFER = 2**20
 
 
 class ShardError(ValueError):
@@ -161,32 +160,41 @@ def expand(spec: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def read_samples(
-    paths: str | Path | Sequence[str | Path], on_error: Callable[[str, RecordError], None] | None = None
+    paths: str | Path | Sequence[str | Path], on_error: Callable[[str, str, ValueError], None] | None = None
 ) -> Iterator[Sample]:
-    """Read samples in the order of the shards, undecoded.
+    """Read samples in the order of the shards, front to back, undecoded.
 
     Args:
         paths: Anything that :func:`expand` takes.
-        on_error: Called with the shard and the error of a bad record, which is then left out; without it the error
-            is raised.
+        on_error: Called with the shard, the key and the error of a bad sample, which is then left out, and with an
+            empty key where the rest of a shard cannot be read; without it the error is raised.
 
     Yields:
         The samples.
 
     Raises:
-        ShardError: For a shard that is cut short, is no tar file, or holds a member that belongs to no record.
+        ShardError: For a shard that is cut short, is no tar file, or holds members that belong to no record.
         RecordError: For a bad record, naming shard, key and field.
     """
     for path in expand(paths):
-        for key, files in _groups(path):
+        groups = read_groups(path)
+        while True:
+            key, group = "", None
             try:
-                sample = assemble(path, key, files)
-            except RecordError as error:
-                if on_error is None:
+                group = next(groups, None)
+                if group is None:
+                    break
+                key = group.key
+                if group.problem is not None:
+                    raise ShardError(f"{path}: {group.problem}")
+                sample = assemble(path, key, group.members)
+            except (ShardError, RecordError) as error:
+                if on_error is not None:
+                    on_error(path, key, error)
+                elif group is None or group.whole:  # of a cut, the error that follows tells more
                     raise
-                on_error(path, error)
-                continue
-            yield sample
+            else:
+                yield sample
 
 
 def assemble(path: str, key: str, files: Mapping[str, bytes]) -> Sample:
@@ -208,7 +216,7 @@ def assemble(path: str, key: str, files: Mapping[str, bytes]) -> Sample:
     return Sample(key, record, {name: files[name] for name in record.files})
 
 
-def split_member_name(path: str, name: str) -> tuple[str, str]:
+def split_member_name(name: str) -> tuple[str, str]:
     """(key, member name) of a tar entry: ``KEY.json`` or ``KEY.NAME.EXT``.
 
     Raises:
@@ -216,76 +224,131 @@ def split_member_name(path: str, name: str) -> tuple[str, str]:
     """
     key, _, rest = name.partition(".")
     if not KEY_PATTERN.match(key) or not (rest == "json" or FILE_PATTERN.match(rest)):
-        raise ShardError(f"{path}: member name: expected KEY.json or KEY.NAME.EXT of [a-z0-9_-], got {name!r}")
+        raise ShardError(f"member name: expected KEY.json or KEY.NAME.EXT of [a-z0-9_-], got {name!r}")
     return key, rest
 
 
 def open_shard(path: str) -> IO[bytes]:
-    """Open a shard for reading and check that its end is there.
+    """Open a shard for reading.
 
     Raises:
-        ShardError: If it does not exist, is a command, or is cut short.
+        ShardError: If it does not exist, or is a command.
     """
     _refuse_commands(path)
     try:
         stream: IO[bytes] = fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
     except OSError as error:
         raise ShardError(f"{path}: cannot be opened: {error}") from None
-    size = stream.seek(0, io.SEEK_END)
-    tail = b""
-    if size >= len(_END) and size % BLOCK == 0:
-        stream.seek(-len(_END), io.SEEK_END)
-        tail = stream.read()
-    if tail != _END:
-        stream.close()
-        raise ShardError(
-            f"{path}: expected a complete tar file (whole {BLOCK}-byte blocks, ending in {len(_END)} zero bytes), "
-            f"got {size} bytes without that end: it is cut short or no tar file"
-        )
-    stream.seek(0)
     return stream
 
 
-def read_members(path: str) -> Iterator[tuple[str, str, tarfile.TarInfo, bytes]]:
-    """Every member of a shard: key, member name, header and bytes.
+@dataclass
+class Group:
+    """What lies side by side under one key.
+
+    Args:
+        key: The key; the member's whole name where it is no name of ours.
+        members: Member name -> bytes.
+        places: Member name -> (offset of the data, size), in bytes.
+        problem: Why it is no sample, where that can be told already.
+        whole: Whether all of it was read; False for the last one before a cut, which may lack members.
+    """
+
+    key: str
+    members: dict[str, bytes] = field(default_factory=dict)
+    places: dict[str, tuple[int, int]] = field(default_factory=dict)
+    problem: str | None = None
+    whole: bool = True
+
+
+def read_groups(path: str) -> Iterator[Group]:
+    """Everything in a shard by key, read front to back, so that nothing but reading is asked of the stream.
 
     Raises:
-        ShardError: If the shard is cut short or damaged, a member belongs to no record, is there twice, or lies
-            apart from its key's others.
+        ShardError: After the last key before it, if the shard is cut short or damaged from there on.
     """
     seen: set[str] = set()
-    key, names = "", set[str]()
+    group: Group | None = None
     with open_shard(path) as stream:
+        watched = _Watched(stream)
         try:
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
+            with tarfile.open(fileobj=watched, mode="r|", bufsize=_BUFFER) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
                     if info.isdir():
                         continue
-                    file = tar.extractfile(info) if info.isreg() else None
-                    if file is None:
-                        raise ShardError(f"{path}: expected regular files, got '{info.name}', which is none")
-                    member_key, name = split_member_name(path, info.name)
-                    if member_key != key:
-                        if member_key in seen:
-                            raise ShardError(f"{path}: expected the members of '{member_key}' together, got two places")
-                        seen.add(member_key)
-                        key, names = member_key, set()
-                    if name in names:
-                        raise ShardError(f"{path}: expected one member '{info.name}', got two")
-                    names.add(name)
-                    yield key, name, info, file.read()
-                end = tar.offset
+                    key, name, problem = _place_of(info)
+                    if group is None or key != group.key or not name:
+                        if group is not None:
+                            yield group
+                        again = key in seen
+                        seen.add(key)
+                        group = Group(key)
+                        group.problem = f"expected the members of '{key}' together, got two places" if again else None
+                    if name in group.members:
+                        problem = f"expected one member '{info.name}', got two"
+                    group.problem = group.problem or problem
+                    if problem is None:
+                        group.members[name] = _content(tar, info)
+                        group.places[name] = (info.offset_data, info.size)
+            end = tar.offset
+            _check_end(path, watched, end)
         except (tarfile.TarError, EOFError) as error:
-            raise ShardError(f"{path}: expected a complete tar file, got one that breaks off: {error}") from None
-        stream.seek(end)  # tarfile takes a damaged header for the end
-        if stream.read(len(_END)) != _END:
-            raise ShardError(f"{path}: expected a member or the end at byte {end}, got a damaged header")
+            if group is not None:
+                yield replace(group, whole=False)
+            raise ShardError(f"{path}: cut short or no tar file: {error}, after {watched.size} bytes") from None
+        except ShardError:
+            if group is not None:
+                yield replace(group, whole=False)
+            raise
+        if group is not None:
+            yield group
 
 
-def _groups(path: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-    for key, members in groupby(read_members(path), key=lambda member: member[0]):
-        yield key, {name: data for _, name, _, data in members}
+class _Watched:
+    """A stream read front to back that knows how long it is, and where its last byte lies that is not zero."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self.stream = stream
+        self.size = self.content = 0
+
+    def read(self, count: int) -> bytes:
+        data = self.stream.read(count)
+        written = len(data.rstrip(b"\0"))
+        if written:
+            self.content = self.size + written
+        self.size += len(data)
+        return data
+
+
+def _check_end(path: str, watched: _Watched, end: int) -> None:
+    """What follows the last member must be zeros, two blocks of them at least: tarfile takes less for an end, too."""
+    while watched.read(_BUFFER):
+        pass
+    if watched.content > end and watched.size % BLOCK == 0:
+        raise ShardError(f"{path}: expected a member or the end at byte {end}, got a damaged header")
+    if watched.size % BLOCK or watched.size - end < len(_END):
+        raise ShardError(
+            f"{path}: cut short: expected whole {BLOCK}-byte blocks, ending in {len(_END)} zero bytes, got "
+            f"{watched.size} bytes without that end"
+        )
+
+
+def _place_of(info: tarfile.TarInfo) -> tuple[str, str, str | None]:
+    """(key, member name, problem) of a tar entry; with a foreign name, it stands for itself."""
+    try:
+        key, name = split_member_name(info.name)
+    except ShardError as error:
+        return info.name, "", str(error)
+    # A sparse file's holes would be filled up to any size that its header claims.
+    good = info.isreg() and not info.issparse()
+    return key, name, None if good else f"expected regular files, got '{info.name}', which is none"
+
+
+def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
+    file = tar.extractfile(info)
+    assert file is not None
+    return file.read()
 
 
 def _matches(path: str) -> list[str]:

@@ -114,6 +114,7 @@ class Generalist(nn.Module):
 
     def plan(self) -> BatchPlan:
         """What data workers need; no weights."""
+        own = _num_parameters(self.language_model)
         return BatchPlan(
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
@@ -121,6 +122,7 @@ class Generalist(nn.Module):
             processors={kind: self._encoder(kind).processor for kind in self.encoders},
             token_rules={kind: self._projector(kind).token_rule for kind in self.projectors},
             target_processors={name: self._head(name).target_processor for name in self.heads},
+            feature_costs={kind: round(_num_parameters(item) / own, 4) for kind, item in self.encoders.items()},
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -314,6 +316,10 @@ class Generalist(nn.Module):
         rows, ids = self.language_model.vocab_size, len(self.tokenizer)
         if rows < ids:
             raise ValueError(f"the tokenizer has {ids} ids, the language model only {rows} embedding rows")
+
+
+def _num_parameters(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())
 
 
 def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:

@@ -26,6 +26,8 @@ class BatchPlan:
         processors: Modality -> processor.
         token_rules: Modality -> the projector's token rule.
         target_processors: Head -> target processor.
+        feature_costs: Modality -> what a feature of its encoder costs, in positions of the language model: the ratio
+            of their parameters, since both do about two operations per parameter and position.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -34,18 +36,20 @@ class BatchPlan:
     processors: dict[str, Processor]
     token_rules: dict[str, TokenRule]
     target_processors: dict[str, TargetProcessor]
+    feature_costs: dict[str, float] = field(default_factory=dict)
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "hash", self._fingerprint())
 
     def _fingerprint(self) -> str:
-        """A hash of whatever changes the length or the content of a rendered sample."""
+        """A hash of whatever changes the length, the cost or the content of a rendered sample."""
         facts = {
             "tokenizer": sorted(self.tokenizer.get_vocab().items()),
             "chat_template": self.tokenizer.chat_template,
             "tasks": self.tasks.to_dict(),
             "processors": {kind: dict(item.fingerprint()) for kind, item in self.processors.items()},
             "token_rules": {kind: asdict(rule) for kind, rule in self.token_rules.items()},
+            "feature_costs": self.feature_costs,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -5,8 +5,10 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from jsonargparse import ArgumentParser
 
 from data.__main__ import main as data_main
+from data.datamodule import PackedDataModule
 from eval.__main__ import main as eval_main
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint
@@ -55,9 +57,19 @@ def test_debug_configs_run_two_steps(run: Path, tmp_path: Path, path: Path) -> N
 def test_every_config_is_covered_by_a_run_or_a_build() -> None:
     quickstart = {path.stem for path in (CONFIGS / "quickstart").glob("*.yaml")}
     assert quickstart == {"model", *TOWERS, *STAGES}
-    others = [p for p in CONFIGS.rglob("*.yaml") if p.relative_to(CONFIGS).parts[0] not in RUN_HERE]
+    others = [p for p in CONFIGS.rglob("*.yaml") if p.relative_to(CONFIGS).parts[0] not in {*RUN_HERE, "mixtures"}]
     for path in others:
         config = yaml.safe_load(path.read_text())["model"]["init_args"]
         with torch.device("meta"):
             generalist = build_generalist(config["generalist"])
         set_trainable(generalist, config["trainable"])
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "mixtures").glob("*.yaml")), ids=lambda path: path.stem)
+def test_mixtures_are_data_modules(path: Path) -> None:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(PackedDataModule, "data")
+    module = parser.instantiate_classes(parser.parse_object(yaml.safe_load(path.read_text()))).data
+    assert module.sources and "https://arxiv.org/abs/" in path.read_text()
+    names = {source.title for source in module.sources}
+    assert all(set(stage.weights) <= names for stage in module.mixture.curriculum)

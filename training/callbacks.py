@@ -35,13 +35,13 @@ class ResumePoint(Checkpoint):
             self._saved_step = step
             last = Path(trainer.default_root_dir) / LAST_CHECKPOINT
             partial = last.with_suffix(".partial")
-            trainer.save_checkpoint(partial)
+            trainer.save_checkpoint(partial, weights_only=False)
             if trainer.is_global_zero:
                 os.replace(partial, last)
 
 
 class Throughput(Callback):
-    """Log useful tokens per second, the share of time spent waiting for data, and quarantined samples.
+    """Log useful tokens per second, the share of time spent waiting for data, how full the packs are, and what was bad.
 
     Args:
         every_n_steps: Steps over which the figures are averaged.
@@ -66,22 +66,27 @@ class Throughput(Callback):
         """Count tokens, and log every so many steps."""
         if isinstance(batch, Step):
             self._tokens += sum(sum(pack.segment_lengths) for pack in batch.packs)
+            self._samples += sum(len(pack.segment_lengths) for pack in batch.packs)
+            self._packs += len(batch.packs)
             self._quarantined += batch.quarantined
         self._steps += 1
         if self._steps == self.every_n_steps:
             elapsed = time.perf_counter() - self._started
-            pl_module.log_dict(
-                {
-                    "speed/useful_tokens_per_second": self._tokens / elapsed,
-                    "speed/steps_per_second": self._steps / elapsed,
-                    "speed/data_wait": self._waited / elapsed,
-                    "data/quarantined": float(self._quarantined),
-                }
-            )
+            values = {
+                "speed/useful_tokens_per_second": self._tokens / elapsed,
+                "speed/steps_per_second": self._steps / elapsed,
+                "speed/data_wait": self._waited / elapsed,
+                "data/quarantined": float(self._quarantined),
+            }
+            room = getattr(getattr(trainer, "datamodule", None), "max_tokens", None)
+            if self._packs and room:
+                values["data/unused_room"] = 1 - self._tokens / (self._packs * room)
+                values["data/samples_per_pack"] = self._samples / self._packs
+            pl_module.log_dict(values)
             self._begin()
         self._batch_ended = time.perf_counter()
 
     def _begin(self) -> None:
         self._started = time.perf_counter()
-        self._tokens = self._steps = 0
+        self._tokens = self._steps = self._samples = self._packs = 0
         self._waited = 0.0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,22 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
 from training.callbacks import LAST_CHECKPOINT
 
+# What the libraries say in every run, of themselves or of things that are meant to be as they are.
+_NO_NEWS = (
+    r"`torch\.jit\.script` is deprecated",
+    r"`isinstance\(treespec, LeafSpec\)` is deprecated",
+    r"You have overridden `transfer_batch_to_device` in `LightningModule`",
+    r"The number of training batches \(\d+\) is smaller than the logging interval",
+)
+
+
+def _hush() -> None:
+    for message in _NO_NEWS:
+        warnings.filterwarnings("ignore", message=message)
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: "litlogger" not in str(record.msg)
+    )
+
 
 def _plan(model: LightningModule) -> Any:
     plan = getattr(model, "plan", None)
@@ -19,6 +37,10 @@ def _plan(model: LightningModule) -> Any:
 
 class TrainCLI(LightningCLI):
     """A fit logs to TensorBoard and CSV under its root, and resumes from ``last.ckpt`` there unless told otherwise."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        _hush()
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The data module renders for the model that it feeds."""

@@ -166,7 +166,7 @@ def load_items(paths: Sequence[str], plan: TowerPlan, max_items: int | None) -> 
     """
     items: list[TowerItem] = []
     errors: list[str] = []
-    for sample in read_samples(paths, on_error=lambda path, error: errors.append(str(error))):
+    for sample in read_samples(paths, on_error=lambda path, key, error: errors.append(str(error))):
         try:
             items += list(_items_of(sample, plan))
         except MediaError as error:

@@ -20,7 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Index; status 1 if a record does not render, 2 if a shard is bad."""
+    """Index; status 1 if a sample is damaged or does not render, 2 if there are no shards."""
     plan = None
     if args.checkpoint is not None:
         from models.generalist import Generalist
@@ -33,6 +33,7 @@ def run(args: argparse.Namespace) -> int:
         for path in track(paths, "indexing", transient=True, disable=not sys.stderr.isatty()):
             index = ensure_index(path)
             samples += len(index)
+            errors += [f"{path}: '{key}': {reason}" if key else f"{path}: {reason}" for key, reason in index.problems]
             if plan is not None:
                 lengths = ensure_lengths(index, plan, ShardReader())
                 tokens += sum(lengths.tokens)
@@ -42,6 +43,6 @@ def run(args: argparse.Namespace) -> int:
         return 2
     for line in errors:
         print(line, file=sys.stderr)
-    told = f", {tokens} tokens, {len(errors)} that do not render" if plan is not None else ""
-    print(f"{len(paths)} shards, {samples} samples{told}")
+    told = f", {tokens} tokens" if plan is not None else ""
+    print(f"{len(paths)} shards, {samples} samples{told}, {len(errors)} problems")
     return 1 if errors else 0

@@ -36,6 +36,7 @@ TABLE = TaskTable(
     num_time_bins=20,
     max_nodes=16,
 )
+FEATURE_COSTS = {"image": 0.5, "audio": 1.0, "graph": 2.0}
 TEXTS = ["How many digits do you see? The red 7 is here, the blue 4 is there.", "Transcribe the words. one two three"]
 
 
@@ -129,6 +130,7 @@ def plan() -> BatchPlan:
         },
         token_rules={"image": TokenRule(2), "audio": TokenRule(4), "graph": TokenRule()},
         target_processors={"boxes": BoxTargetProcessor(), "masks": MaskTargetProcessor()},
+        feature_costs=FEATURE_COSTS,
     )
 
 

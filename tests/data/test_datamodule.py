@@ -16,11 +16,14 @@ from data.datamodule import PackedDataModule
 from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
 from data.quarantine import BadSample, Quarantine, QuarantineError
+from data.records import Message
+from data.render import IGNORED, Rendered
 from data.shards import ShardWriter, expand
-from data.stream import Parcel, SampleSet, StepDataset
+from data.stream import Parcel, SampleSet, Slots, StepDataset, loading
+from data.stream.splitting import split_record
 from layers.batch import Batch, Step
 from models.plan import BatchPlan
-from tests.data.conftest import audio_sample, graph_sample, image_sample, text_record
+from tests.data.conftest import assistant, audio_sample, graph_sample, image_sample, text, text_record, user
 
 
 def _module(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
@@ -96,6 +99,27 @@ def test_a_parcel_returns_the_step_bit_for_bit(shards: Path, plan: BatchPlan) ->
     assert Parcel(Step([], {}), []).unpack()[0] == Step([], {})
 
 
+def test_a_parcel_goes_through_shared_memory_where_it_fits(shards: Path, plan: BatchPlan) -> None:
+    (step,) = islice(_module(shards, plan, packs_per_step=4).train_dataloader(), 1)
+    slots = Slots(2, 2**20)
+    for _ in range(5):  # more often than there are blocks
+        parcel = Parcel(step, [], slots)
+        assert parcel.slot is not None and parcel.buffer is None
+        assert _equal(parcel.unpack(slots)[0], step)
+    tight = Slots(1, 64)
+    assert _equal(Parcel(step, [], tight).unpack(tight)[0], step)
+    assert Parcel(step, [], tight).slot is None
+
+
+def test_steps_too_large_for_their_slot_arrive_whole(
+    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone = list(islice(_module(shards, plan).train_dataloader(), 9))
+    monkeypatch.setattr(loading, "_slots", lambda *_: Slots(6, 4096))
+    helped = list(islice(_module(shards, plan, num_workers=2).train_dataloader(), 9))
+    assert _equal(alone, helped)
+
+
 def test_resuming_continues_exactly(shards: Path, plan: BatchPlan) -> None:
     whole = _keys(_module(shards, plan).train_dataloader(), 30)
     interrupted = _module(shards, plan)
@@ -113,6 +137,25 @@ def test_another_order_is_not_continued(shards: Path, plan: BatchPlan, changes: 
     (name,) = changes
     with pytest.raises(ValueError, match=f"cannot be continued: {name}: expected"):
         _module(shards, plan, **changes).load_state_dict(state)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3])
+def test_another_number_of_processes_repeats_and_skips_nothing(
+    shards: Path, plan: BatchPlan, ranks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = _keys(_module(shards, plan, packs_per_step=6).train_dataloader(), 12)
+    interrupted = _module(shards, plan, packs_per_step=6)
+    _keys(interrupted.train_dataloader(), 5)
+    state = json.loads(json.dumps(interrupted.state_dict()))
+    parts = []
+    for rank in range(ranks):
+        resumed = _module(shards, plan, packs_per_step=6, num_workers=rank)
+        monkeypatch.setattr(resumed, "_ranks", lambda rank=rank: (rank, ranks))
+        resumed.load_state_dict(state)
+        parts.append(_keys(resumed.train_dataloader(), 7))
+    for step, expected in enumerate(whole[5:]):
+        given = [parts[number % ranks][step][number // ranks] for number in range(6)]
+        assert given == expected
 
 
 def test_ranks_share_the_packs_of_a_step(shards: Path, plan: BatchPlan) -> None:
@@ -228,6 +271,36 @@ def test_oversize_samples(shards: Path, plan: BatchPlan) -> None:
     module = _module(shards, plan, max_tokens=40, oversize="quarantine", max_quarantined=0.9)
     assert _keys(module.train_dataloader(), 3)
     assert all(bad.reason for bad in module.train_samples().bad)
+
+
+def test_oversize_dialogues_are_split_between_their_turns(tmp_path: Path, plan: BatchPlan) -> None:
+    record, members = image_sample("image-0")
+    asked = tuple(
+        message
+        for number in range(6)
+        for message in (user(text(f"And {number}?")), assistant(text(f"{number} it is.")))
+    )
+    longer = replace(record, messages=(Message("system", (text("Be brief."),)), *record.messages, *asked))
+    with ShardWriter(tmp_path, "x") as writer:
+        writer.write(longer, members)
+    whole = SampleSet([Source(str(tmp_path))], plan, 4096).rendered(0)
+    limit = len(whole.input_ids) // 2
+    samples = SampleSet([Source(str(tmp_path))], plan, limit, "split")
+    parts = [samples.rendered(number) for number in range(len(samples))]
+    assert len(parts) >= 2 and all(len(part.input_ids) <= limit for part in parts) and not samples.bad
+    assert [len(part.input_ids) for part in parts] == samples.lengths.tolist()
+    assert all([item.name for item in part.media] == ["scene"] for part in parts)  # shown again
+
+    def learned(rendered: Rendered) -> list[int]:
+        return [label for label in rendered.labels if label != IGNORED]
+
+    assert [label for part in parts for label in learned(part)] == learned(whole)
+    assert [call.call.task for part in parts for call in part.calls] == [call.call.task for call in whole.calls]
+    assert [bool(call.target) for part in parts for call in part.calls] == [bool(c.target) for c in whole.calls]
+    with pytest.raises(ValueError, match=r"expected exchanges of at most max_tokens=20, got one of \d+ tokens"):
+        split_record(longer, plan, 20)
+    hopeless = SampleSet([Source(str(tmp_path))], plan, 20, "split")
+    assert len(hopeless) == 0 and "exchange 1 of" in hopeless.bad[0].reason
 
 
 def test_what_cannot_work_is_refused(shards: Path, plan: BatchPlan) -> None:
@@ -365,3 +438,82 @@ def test_unmixed_steps_say_what_they_hold(shards: Path, plan: BatchPlan) -> None
         assert 0 < step.probability < 1
     mixed = next(iter(_module(shards, plan).train_dataloader()))
     assert mixed.source is None and mixed.probability is None
+
+
+def _stream(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
+    return _module(shards, plan, reading="streaming", shuffle_buffer=8, **changes)
+
+
+def _samples(steps: Any, count: int) -> list[str]:
+    return [key for step in _keys(steps, count) for pack in step for key in pack]
+
+
+def test_streaming_writes_nothing_and_reads_everything(shards: Path, plan: BatchPlan) -> None:
+    seen = Counter(_samples(_stream(shards, plan).train_dataloader(), 60))
+    assert len(seen) == 60 and max(seen.values()) - min(seen.values()) <= 2
+    assert not list(shards.glob("*.idx"))
+    other = _samples(_stream(shards, plan, seed=4).train_dataloader(), 60)
+    assert other != _samples(_stream(shards, plan).train_dataloader(), 60)
+
+
+def test_streaming_workers_and_processes_share_the_samples(
+    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = []
+    for rank in range(2):
+        module = _stream(shards, plan, num_workers=2)
+        monkeypatch.setattr(module, "_ranks", lambda rank=rank: (rank, 2))
+        parts.append(Counter(_samples(module.train_dataloader(), 80)))
+    assert not set(parts[0]) & set(parts[1]) and len(parts[0] | parts[1]) == 60
+
+
+@pytest.mark.parametrize("workers", [0, 2, 3])
+@pytest.mark.parametrize("mixture", [Mixture(), Mixture(unmixed=True)])
+def test_a_stream_is_resumed_with_the_same_workers_only(
+    shards: Path, plan: BatchPlan, workers: int, mixture: Mixture
+) -> None:
+    settings = {"num_workers": workers, "mixture": mixture}
+    whole = _keys(_stream(shards, plan, **settings).train_dataloader(), 25)
+    interrupted = _stream(shards, plan, **settings)
+    _keys(interrupted.train_dataloader(), 11)
+    state = json.loads(json.dumps(interrupted.state_dict()))
+    resumed = _stream(shards, plan, **settings)
+    resumed.load_state_dict(state)
+    assert _keys(resumed.train_dataloader(), 14) == whole[11:]
+    with pytest.raises(ValueError, match=r"cannot be continued: workers: expected \d, got 4"):
+        _stream(shards, plan, num_workers=4, mixture=mixture).load_state_dict(state)
+
+
+def test_streamed_sources_by_their_weights(tmp_path: Path, plan: BatchPlan) -> None:
+    for name in ("a", "b"):
+        with ShardWriter(tmp_path / name, name) as writer:
+            for number in range(30):
+                writer.write(text_record(f"{name}-{number}"), {})
+    sources = [Source(str(tmp_path / "a"), weight=3.0, name="a"), Source(str(tmp_path / "b"), weight=1.0, name="b")]
+    settings: dict[str, Any] = {"max_tokens": 256, "plan": plan, "reading": "streaming", "shuffle_buffer": 4}
+    mixed = PackedDataModule(sources, **settings)
+    seen = Counter(key[0] for key in _samples(mixed.train_dataloader(), 60))
+    assert seen["a"] / seen["b"] == pytest.approx(3, rel=0.25)
+    unmixed = PackedDataModule(sources, Mixture(unmixed=True), **settings)
+    steps = list(islice(unmixed.train_dataloader(), 60))
+    assert {step.source for step in steps} == {"a", "b"}
+    for step in steps:
+        assert {key[0] for batch in step.packs for key in batch.keys} == {step.source}
+        assert step.probability == {"a": 0.75, "b": 0.25}[str(step.source)]
+    with pytest.raises(ValueError, match=r"expected a mixture of weights.*got \['temperature', 'epochs'\]"):
+        PackedDataModule(sources, Mixture(temperature=2, epochs=1), **settings).train_dataloader()
+
+
+def test_a_stream_leaves_bad_samples_out(shards: Path, plan: BatchPlan, tmp_path: Path) -> None:
+    path = Path(expand(shards)[1])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+    with ShardWriter(shards, "zzz") as writer:
+        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
+        writer.write(text_record("longer", question="How many? " * 300), {})
+    log = tmp_path / "quarantine.jsonl"
+    module = _stream(shards, plan, oversize="quarantine", quarantine=str(log))
+    assert len(set(_samples(module.train_dataloader(), 60))) > 40
+    reasons = {entry["key"]: entry["reason"] for entry in map(json.loads, log.read_text().splitlines())}
+    assert "cut short" in reasons[""] and "at most max_tokens=256" in reasons["longer"] and "audio-empty" in reasons
+    with pytest.raises(ValueError, match="raise max_tokens, or set oversize to"):
+        _samples(_stream(shards, plan).train_dataloader(), 60)

@@ -3,10 +3,13 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from data.index import (
     ShardReader,
@@ -19,8 +22,10 @@ from data.index import (
     load_index,
     load_lengths,
 )
+from data.mixtures import Source
 from data.records import RecordError
-from data.shards import ShardError, ShardWriter, expand, read_samples
+from data.shards import ShardWriter, expand, read_samples
+from data.stream import SampleSet
 from models.plan import BatchPlan
 from tests.data.conftest import audio_sample, damaged, image_sample, text_record
 
@@ -79,12 +84,46 @@ def test_a_damaged_sidecar_is_refused(shards: Path, content: bytes) -> None:
         load_index(path)
 
 
-def test_a_cut_shard_is_not_indexed(shards: Path) -> None:
+def test_a_cut_shard_costs_what_lies_behind_the_cut(shards: Path) -> None:
     path = Path(expand(shards)[0])
+    whole = ensure_index(str(path))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ShardError, match="cut short"):
+    with pytest.warns(UserWarning, match="making it anew"):
+        index = ensure_index(str(path))
+    good = [
+        entry for entry in index.entries if set(entry.members) == set(whole.entries[index.entries.index(entry)].members)
+    ]
+    assert 0 < len(good) < len(whole) and index.entries[: len(good)] == whole.entries[: len(good)]
+    assert "cut short" in dict(index.problems)[""]
+    told = {entry.key for entry in index.entries} | {key for key, _ in index.problems if key}
+    assert told == {entry.key for entry in whole.entries}
+    assert load_index(str(path)) == index
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_whatever_is_cut_off_nothing_is_lost_in_silence(shards: Path, plan: BatchPlan, data: st.DataObject) -> None:
+    path = Path(expand(shards)[0])
+    content, whole = path.read_bytes(), build_index(str(path))
+    sidecar = Path(index_path(str(path)))
+    try:
         ensure_index(str(path))
-    assert not Path(index_path(str(path))).exists()
+        path.write_bytes(content[: data.draw(st.integers(0, len(content) - 1))])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            samples = SampleSet([Source(str(path))], plan, 4096, "quarantine")
+        valid = {samples.rendered(number).key for number in range(len(samples))}
+        quarantined = {bad.key for bad in samples.bad} - {""}
+        assert not valid & quarantined
+        written = {entry.key for entry in whole.entries}
+        missing_end = {bad.reason for bad in samples.bad if not bad.key}
+        assert valid | quarantined == written and (valid == written or missing_end)
+        errors: list[str] = []
+        read = {sample.key for sample in read_samples(str(path), lambda _, __, error: errors.append(str(error)))}
+        assert valid == read and errors  # front to back as well, and never without a word
+    finally:
+        path.write_bytes(content)
+        sidecar.unlink(missing_ok=True)
 
 
 def test_lengths_belong_to_one_plan(shards: Path, plan: BatchPlan) -> None:

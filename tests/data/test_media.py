@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 from pycocotools import mask as coco
 
 from data.media import (
@@ -197,3 +199,109 @@ def test_targets() -> None:
             decode_target(bad)
     with pytest.raises(MediaError, match=r"expected the member 'i\.png'"):
         decode_target(Target("image", file="i.png"))
+
+
+def _encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def _smooth(width: int = 37, height: int = 22) -> Image.Image:
+    ramp = np.linspace(0, 255, width * height).reshape(height, width)
+    return Image.fromarray(np.stack([ramp, ramp[::-1], ramp[:, ::-1]], -1).astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", [None, 1, 3, 6, 8])
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 30}])
+def test_jpeg_has_the_pixels_that_pil_gives(orientation: int | None, options: dict[str, object]) -> None:
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[0x0112] = orientation
+    data = _encoded(_smooth(), "JPEG", exif=exif, **options)
+    theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    ours = decode_media(Media("image", "i.jpg", theirs.size), data)
+    assert isinstance(ours, torch.Tensor) and ours.is_contiguous()
+    assert (ours.int() - torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int()).abs().max() <= 1
+    for cut in (10, len(data) // 2, len(data) - 10):
+        with pytest.raises(MediaError, match=r"'i\.jpg': expected an image"):
+            decode_media(Media("image", "i.jpg", theirs.size), data[:cut])
+
+
+def test_colours_that_are_not_rgb() -> None:
+    cmyk = Image.new("CMYK", (4, 3), (0, 255, 255, 0))
+    red = decode_media(Media("image", "i.jpg", (4, 3)), _encoded(cmyk, "JPEG", quality=95))
+    assert isinstance(red, torch.Tensor) and red[0].min() > 240 and red[1:].max() < 20
+    grey = decode_media(Media("image", "i.png", (4, 3)), _encoded(Image.new("L", (4, 3), 7), "PNG"))
+    assert isinstance(grey, torch.Tensor) and grey.unique().tolist() == [7]
+    deep = np.array([[0, 128, 257, 32_896, 65_535]], dtype=np.uint16)
+    given = decode_media(Media("image", "i.png", (5, 1)), _encoded(Image.fromarray(deep), "PNG"))
+    assert isinstance(given, torch.Tensor) and given[0, 0].tolist() == [0, 0, 1, 128, 255]
+    with pytest.raises(MediaError, match="8 or 16 bits per channel, got the mode 'F'"):
+        floats = Image.fromarray(np.zeros((3, 4), dtype=np.float32))
+        decode_media(Media("image", "i.tiff", (4, 3)), _encoded(floats, "TIFF"))
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG", "TIFF"])
+def test_an_image_of_several_frames_is_no_image(kind: str) -> None:
+    frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "green", "blue")]
+    data = _encoded(frames[0], kind, save_all=True, append_images=frames[1:])
+    with pytest.raises(MediaError, match="expected a still image, got one of several frames"):
+        decode_media(Media("image", "i.gif", (8, 6)), data)
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (30_000, 3_000)])
+def test_a_huge_image_takes_no_memory(width: int, height: int) -> None:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
+    data = b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
+    )
+    with pytest.raises(MediaError, match=r"'i\.png': expected.*(at most 64,000,000 pixels|decompression bomb)"):
+        decode_media(Media("image", "i.png", (width, height)), data)
+
+
+def test_audio_that_claims_hours_takes_no_memory() -> None:
+    data = bytearray(encode_flac(torch.zeros(500)))
+    data[21:26] = (data[21] & 0xF0 | 0x0F, 0xFF, 0xFF, 0xFF, 0xFF)  # STREAMINFO: 2^36 samples
+    with pytest.raises(MediaError, match=r"at most 268,435,456 samples, got 68719476735"):
+        decode_media(Media("audio", "a.flac", (2**36 - 1,), 16_000), bytes(data))
+
+
+def test_five_channels_and_other_rates_become_one() -> None:
+    surround = np.stack([np.full(800, level, dtype=np.float32) for level in (0.1, 0.2, 0.3, 0.4, 0.5)], axis=1)
+    audio = decode_media(Media("audio", "a.wav", (1600,), 16_000), _wav(surround, 8_000))
+    assert isinstance(audio, Audio) and audio.waveform.shape == (1600,)
+    assert torch.allclose(audio.waveform[400:-400], torch.tensor(0.3), atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b'{"node_texts": ["\\ud83d", "b"], "edge_index": [[], []]}', "surrogates not allowed"),
+        (b"[" * 100_000, "expected a graph as JSON"),
+        (b'{"node_texts": ["a", "b"], "edge_index": [[true], [1]]}', "two lists of node indices"),
+    ],
+)
+def test_graphs_that_json_alone_would_take(data: bytes, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        decode_media(Media("graph", "g.json", (2,)), data)
+
+
+def test_a_self_loop_is_an_edge() -> None:
+    graph = Graph(("a", "b"), torch.tensor([[0, 1], [0, 0]]))
+    again = decode_media(Media("graph", "g.json", (2,)), encode_graph(graph))
+    assert isinstance(again, Graph) and again.edge_index.tolist() == [[0, 1], [0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"size": [10**9, 10**9], "counts": [10**18]}, "at most 64,000,000 pixels"),
+        ({"size": [2, 2], "counts": [True, 3]}, "non-negative runs"),
+        ({"size": [2, 2], "counts": "o" * 1_000_000}, r"runs below 2\*\*60"),
+    ],
+)
+def test_masks_that_would_take_all_memory_or_time(value: object, message: str) -> None:
+    with pytest.raises(MediaError, match=message):
+        decode_mask(value)

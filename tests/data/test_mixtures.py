@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from itertools import islice
 
@@ -121,6 +122,20 @@ def test_a_pack_is_a_pure_function_of_its_number(seed, unmixed, round_samples, n
     assert jumped.pack(number) == whole[number]
     assert walked.pack(0) == whole[0]
     assert all(sum(walked.lengths[choice.samples]) <= 64 for choice in whole)
+
+
+@pytest.mark.parametrize("mixture", [Mixture(round_samples=60), Mixture(unmixed=True, epochs=6.0)])
+def test_seeking_needs_no_earlier_round(mixture: Mixture) -> None:
+    walked, sought = (schedule(mixture, packs_per_step=2) for _ in range(2))
+    packs = [walked.pack(number) for number in range(400)]
+    position = json.loads(json.dumps(walked.position(301)))
+    assert position["first_pack"] > 100
+    sought.seek(position)
+    assert [sought.pack(number) for number in range(301, 400)] == packs[301:]
+    assert sought.num_steps() == walked.num_steps()
+    assert sought.position(390) == walked.position(390)
+    with pytest.raises(ValueError, match=f"expected one from {position['first_pack']} on"):
+        sought.pack(3)
 
 
 def test_budgets_end_the_stream() -> None:

@@ -121,3 +121,36 @@ def test_oversize_is_an_error_unless_asked_otherwise() -> None:
         plan_packs([5, 11], 10, 0, 0)
     with pytest.raises(ValueError, match="positive lengths"):
         plan_packs([5, 0], 10, 0, 0)
+
+
+def _imbalance(packs: list[list[int]], costs: np.ndarray) -> float:
+    """Standard deviation of the packs' work, over its mean."""
+    work = np.array([costs[pack].sum() for pack in packs])
+    return float(work.std() / work.mean())
+
+
+def test_the_encoders_work_is_balanced_between_packs() -> None:
+    rng = np.random.default_rng(0)
+    lengths = rng.integers(20, 300, 4000)
+    costs = np.where(rng.random(4000) < 0.3, rng.integers(200, 1200, 4000), 0)  # three in ten show an image
+    by_tokens = plan_packs(lengths, 2048, 0, 0).packs
+    balanced = plan_packs(lengths, 2048, 0, 0, costs=costs).packs
+    assert _imbalance(balanced, costs) < 0.2 * _imbalance(by_tokens, costs)
+    assert lengths.sum() / (2048 * len(balanced)) > 0.95
+    assert balanced == plan_packs(lengths, 2048, 0, 0, costs=costs).packs
+    assert by_tokens == plan_packs(lengths, 2048, 0, 0, costs=np.zeros(4000)).packs  # nothing to balance
+
+
+@given(
+    sizes=st.lists(st.tuples(st.integers(1, 50), st.integers(0, 90)), min_size=1, max_size=150),
+    most=st.sampled_from([None, 10, 100]),
+    window=st.sampled_from([1, 16, 1024]),
+)
+@settings(deadline=None)
+def test_balanced_packs_hold_their_limits(sizes: list[tuple[int, int]], most: int | None, window: int) -> None:
+    lengths, costs = (np.array(values) for values in zip(*sizes, strict=True))
+    packs = plan_packs(lengths, 50, 1, 2, costs=costs, max_cost=most, window=window).packs
+    assert sorted(index for pack in packs for index in pack) == list(range(len(sizes)))
+    assert all(lengths[pack].sum() <= 50 for pack in packs)
+    over = [pack for pack in packs if most is not None and costs[pack].sum() > most]
+    assert all((costs[pack] > 0).sum() == 1 for pack in over)  # its one sample with media costs more than a pack may

@@ -10,7 +10,7 @@ from PIL import Image
 
 from data.media import decode_mask
 from data.quickstart import images
-from data.quickstart.phrasing import PHRASINGS, VERBS
+from data.quickstart.phrasing import PHRASINGS, VERBS, dressed
 from data.quickstart.scenes import COLOURS, SCENE_SIZE, box_iou, scan_split
 
 pytest.importorskip("sklearn")
@@ -138,3 +138,17 @@ def test_phrasings_are_disjoint_and_the_test_uses_known_words():
     for kind, item in PHRASINGS.items():
         for text in (*item.val, *item.test):
             assert set(re.findall(r"[a-z]+", text)) <= words, (kind, text)
+
+
+def test_dressed_phrasings_stay_in_training_and_no_word_stands_for_a_task() -> None:
+    rng = np.random.default_rng(0)
+    kept_apart = {text for item in PHRASINGS.values() for text in (*item.val, *item.test)}
+    openings: dict[str, set[str]] = {}
+    for kind, item in PHRASINGS.items():
+        for template in item.train:
+            made = {dressed(kind, template, rng) for _ in range(60)}
+            assert template in made and not made & kept_apart
+            openings.setdefault(kind, set()).update(text.split()[0] for text in made)
+    for kind in ("ground", "seg", "draw", "edit", "count", "caption", "transcribe", "translate", "speakers", "match"):
+        assert {"please", "now", "just"} <= openings[kind], kind
+    assert all(dressed(kind, "do not {verb}.", rng) == "do not {verb}." for kind in ("negated", "refused", "two"))

@@ -15,14 +15,24 @@ from data.chat import chat_text
 from data.index import ShardReader, ensure_index
 from data.media import decode_media, decode_target
 from data.records import Message, Part, Record
-from data.render import IGNORED, Rendered, RenderError, render, render_prompt, rendered_length
+from data.render import IGNORED, Rendered, RenderedSize, RenderError, render, render_prompt, rendered_size
 from data.shards import expand
 from data.stream import render_sample
 from layers.calls import Region, ResultRef, TimeSpan
 from layers.media import Audio, Graph
 from models.plan import BatchPlan
 from routers.vocabulary import task_tokens
-from tests.data.conftest import assistant, audio_sample, damaged, graph_sample, image_sample, text, text_record, user
+from tests.data.conftest import (
+    FEATURE_COSTS,
+    assistant,
+    audio_sample,
+    damaged,
+    graph_sample,
+    image_sample,
+    text,
+    text_record,
+    user,
+)
 
 SPECIAL = ["<|end|>", "<|user|>", "<|assistant|>", "<|pad|>", "<image>", "<ground>", "</ground>", "<anchor>", "<loc_3>"]
 RAW: dict[str, Any] = {
@@ -38,6 +48,11 @@ def _render(sample: tuple[Record, dict[str, bytes]], plan: BatchPlan) -> Rendere
     record, members = sample
     media = {name: decode_media(item, members[item.file]) for name, item in record.media.items()}
     return render(record, media, plan, {name: decode_target(item) for name, item in record.targets.items()})
+
+
+def _size_of(rendered: Rendered) -> RenderedSize:
+    costs = (item.layout.num_features * FEATURE_COSTS[item.kind] for item in rendered.media)
+    return RenderedSize(len(rendered.input_ids), round(sum(costs)))
 
 
 def _decoded(plan: BatchPlan, ids: list[int]) -> str:
@@ -198,7 +213,7 @@ def test_the_length_is_known_without_decoding(
     }
     messages = tuple(message for asked, said in turns for message in (user(*asked), assistant(*said)))
     record = damaged(text_record("a"), messages=messages, media=media)
-    assert rendered_length(record, plan) == len(render(record, raw, plan, {}).input_ids)
+    assert rendered_size(record, plan) == _size_of(render(record, raw, plan, {}))
 
 
 def test_lengths_of_real_samples(plan: BatchPlan, shards: Path) -> None:
@@ -207,7 +222,7 @@ def test_lengths_of_real_samples(plan: BatchPlan, shards: Path) -> None:
         index = ensure_index(path)
         for position in range(len(index)):
             sample = reader.read(index, position)
-            assert rendered_length(sample.record, plan) == len(render_sample(sample, plan).input_ids)
+            assert rendered_size(sample.record, plan) == _size_of(render_sample(sample, plan))
 
 
 def _with_call(**fields: Any) -> Record:
@@ -232,17 +247,17 @@ def _with_call(**fields: Any) -> Record:
 )
 def test_what_does_not_fit_the_plan_is_named(plan: BatchPlan, record: Record, message: str | None) -> None:
     if message is None:  # an empty conversation without a user is the template's business
-        assert rendered_length(record, plan) > 0
+        assert rendered_size(record, plan).tokens > 0
         return
     with pytest.raises(RenderError, match=message) as caught:
-        rendered_length(record, plan)
+        rendered_size(record, plan)
     assert record.key in str(caught.value)
 
 
 def test_a_modality_that_the_model_lacks(plan: BatchPlan) -> None:
     deaf = replace(plan, processors={"image": plan.processors["image"]})
     with pytest.raises(RenderError, match=r"audio: expected media that the model takes, one of \['image'\]"):
-        rendered_length(audio_sample("a")[0], deaf)
+        rendered_size(audio_sample("a")[0], deaf)
 
 
 @pytest.fixture

@@ -130,9 +130,55 @@ def test_a_missing_member_is_named_and_does_not_hide_the_others(tmp_path: Path) 
     with pytest.raises(RecordError, match=r"x\.tar: record 'image-0': expected the members \['scene\.png'\]"):
         list(read_samples(path))
     errors: list[str] = []
-    samples = list(read_samples(path, lambda shard, error: errors.append(str(error))))
+    samples = list(read_samples(path, lambda shard, key, error: errors.append(str(error))))
     assert [sample.key for sample in samples] == ["image-1"]
     assert len(errors) == 2 and "orphan.json" in errors[1]
+
+
+def test_what_belongs_to_no_record_costs_nothing_else(tmp_path: Path) -> None:
+    data = text_record("a").to_json()
+    names = ["a.json", "../b.json", "c.json", "Picture.PNG", "a.x.png", "d.json", "d.json", "e.json"]
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            body = data if name == "a.json" else text_record(name[0]).to_json() if name.endswith("json") else b"x"
+            info.size = len(body)
+            tar.addfile(info, io.BytesIO(body))
+        link = tarfile.TarInfo("f.json")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    errors: list[tuple[str, str]] = []
+    samples = list(read_samples(path, lambda shard, key, error: errors.append((key, str(error)))))
+    assert [sample.key for sample in samples] == ["a", "c", "e"]
+    expected = {
+        "../b.json": "KEY.NAME.EXT",
+        "Picture.PNG": "KEY.NAME.EXT",
+        "a": "'a' together",
+        "d": "one member 'd.json', got two",
+        "f": "expected regular files",
+    }
+    assert {key: expected[key] in text for key, text in errors} == dict.fromkeys(expected, True)
+
+
+def test_a_sparse_member_is_not_blown_up(tmp_path: Path) -> None:
+    path = _tar(tmp_path / "x.tar", {"a.json": text_record("a").to_json(), "b.json": b""})
+    data = bytearray(path.read_bytes())
+    start = data.index(b"b.json")
+    header = data[start : start + 512]
+    header[156:157], header[257:265] = b"S", b"ustar  \0"  # GNU sparse: one hole of 8 GiB
+    header[386:398], header[398:410], header[482:483], header[483:495] = (
+        b"0" * 11 + b"\0",
+        b"0" * 11 + b"\0",
+        b"\0",
+        b"77777777777\0",
+    )
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[start : start + 512] = header
+    path.write_bytes(data)
+    with pytest.raises(ShardError, match=r"regular files, got 'b\.json'"):
+        list(read_samples(path))
 
 
 def test_one_key_in_two_places_is_refused(tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ import pytest
 from data.__main__ import main
 from data.commands.convert import format_parser
 from data.converters import FORMATS
-from data.drafts import MAX_PIXELS, Draft, Origin
-from data.media import MediaError
+from data.drafts import Draft, Origin
+from data.media import MAX_PIXELS, MediaError
 from data.shards import expand
 from tests.data.converters.conftest import Convert, audio_bytes, write
 

@@ -1,0 +1,151 @@
+"""From datasets of steps to the steps themselves: workers, shared memory, the quarantine, and where a run stands."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch.utils.data import DataLoader, Sampler, get_worker_info
+
+from data.packing import plan_packs
+from data.quarantine import Quarantine
+from data.stream.parcels import Parcel, Slots
+from data.stream.samples import SampleSet
+from data.stream.steps import PackDataset, StepDataset
+from data.stream.streaming import StreamingSteps
+from layers.batch import Step
+
+_PREFETCHED = 2  # steps per worker
+
+
+class Progress(Protocol):
+    """Knows the next step, and is told when one was delivered."""
+
+    next_step: int
+
+
+class StepLoader:
+    """Iterates over steps from the next one on, without end or to the end of the mixture's budget.
+
+    Args:
+        dataset: Builds steps.
+        progress: Knows the next step.
+        quarantine: Takes the bad samples.
+        num_workers: Worker processes.
+        slot_mib: Shared memory per step on its way.
+    """
+
+    def __init__(
+        self,
+        dataset: StepDataset | StreamingSteps,
+        progress: Progress,
+        quarantine: Quarantine,
+        num_workers: int = 0,
+        slot_mib: int = 256,
+    ) -> None:
+        self.dataset, self.progress, self.quarantine = dataset, progress, quarantine
+        self.num_workers, self.slot_mib = num_workers, slot_mib
+        self._steps = dataset.schedule.num_steps() if isinstance(dataset, StepDataset) else None
+
+    def __len__(self) -> int:
+        if self._steps is None:
+            raise TypeError("the training stream has no end: expected a mixture with a budget of epochs or tokens")
+        return self._steps
+
+    def __iter__(self) -> Iterator[Step]:
+        first = self.progress.next_step
+        order: Sampler[int] | range | None = _From(first) if self._steps is None else range(first, self._steps)
+        if isinstance(self.dataset, StreamingSteps):
+            self.dataset.first, order = first, None
+        slots = _slots(self.num_workers, self.slot_mib)
+        loader = _loader(self.dataset, order, self.num_workers, slots)
+        for number, item in enumerate(loader, first):
+            step, bad = item.unpack(slots) if isinstance(item, Parcel) else item
+            if order is None:
+                self.quarantine.num_samples += len(bad) + sum(len(pack.keys) for pack in step.packs)
+            self.quarantine.add(bad)
+            self.progress.next_step = number + 1
+            yield step
+
+
+class EvalLoader:
+    """Iterates over packs of all samples in a fixed order, one pack per step.
+
+    Args:
+        samples: The samples.
+        quarantine: Takes the bad ones; None raises nothing and keeps no list.
+        num_workers: Worker processes.
+        rank: This process takes packs ``rank, rank + world_size, ...``.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self,
+        samples: SampleSet,
+        quarantine: Quarantine | None = None,
+        num_workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        packs = plan_packs(samples.lengths, samples.max_tokens, 0, 0, shuffle=False).packs
+        self.dataset = PackDataset(samples, packs[rank::world_size])
+        self.quarantine, self.num_workers = quarantine, num_workers
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[Step]:
+        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers):
+            step, bad = item.unpack() if isinstance(item, Parcel) else item
+            if self.quarantine is not None:
+                self.quarantine.add(bad)
+            yield step
+
+
+class _From(Sampler[int]):
+    """The numbers from ``first`` on."""
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+
+    def __iter__(self) -> Iterator[int]:
+        number = self.first
+        while True:
+            yield number
+            number += 1
+
+
+def _loader(
+    dataset: StepDataset | PackDataset | StreamingSteps,
+    order: Sampler[int] | range | None,
+    num_workers: int,
+    slots: Slots | None = None,
+) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        batch_size=None,
+        sampler=order,
+        num_workers=num_workers,
+        prefetch_factor=_PREFETCHED if num_workers else None,
+        collate_fn=partial(_parcel, slots=slots),
+        worker_init_fn=_start_worker,
+        generator=torch.Generator().manual_seed(0),  # the loader would draw from the global one
+    )
+
+
+def _slots(num_workers: int, mib: int) -> Slots | None:
+    """Shared memory for every step that may be on its way at once; workers that are not forked would not see it."""
+    if num_workers == 0 or mib == 0 or multiprocessing.get_start_method() != "fork":
+        return None
+    return Slots(num_workers * _PREFETCHED + 2, mib * 2**20)
+
+
+def _parcel(item: Any, slots: Slots | None) -> Any:
+    return Parcel(*item, slots=slots) if get_worker_info() is not None else item
+
+
+def _start_worker(worker: int) -> None:
+    torch.set_num_threads(1)

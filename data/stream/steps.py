@@ -1,0 +1,84 @@
+"""Which packs a step holds: a pure function of the seed and the step's number."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch.utils.data import Dataset
+
+from data.mixtures import PackSchedule
+from data.packing import merge_counts, pack
+from data.quarantine import BadSample
+from data.stream.samples import SampleSet
+from layers.batch import Batch, Step
+
+_MAX_SKIPPED = 1000
+
+
+class StepDataset(Dataset[tuple[Step, list[BadSample]]]):
+    """Step s of one rank: the packs ``s · packs_per_step + rank, + rank + world_size, ...`` of the schedule.
+
+    Args:
+        samples: The samples.
+        schedule: Which packs there are.
+        packs_per_step: Packs of one optimizer step, over all ranks.
+        rank: This process.
+        world_size: Number of processes.
+    """
+
+    def __init__(
+        self, samples: SampleSet, schedule: PackSchedule, packs_per_step: int, rank: int = 0, world_size: int = 1
+    ) -> None:
+        if packs_per_step < world_size:
+            raise ValueError(f"packs_per_step: expected at least one per process ({world_size}), got {packs_per_step}")
+        self.samples, self.schedule, self.packs_per_step = samples, schedule, packs_per_step
+        self.rank, self.world_size = rank, world_size
+
+    def __getitem__(self, step: int) -> tuple[Step, list[BadSample]]:
+        """Build a step; bad samples are left out and returned beside it."""
+        first = step * self.packs_per_step
+        numbers = range(first + self.rank, first + self.packs_per_step, self.world_size)
+        packs, bad = list[Batch](), list[BadSample]()
+        for number in numbers:
+            packs += build_packs(self.samples, self.schedule.pack(number).samples, bad)
+        # A rank without any pack would leave the others waiting in the gradient exchange: take a later one.
+        number, skipped = numbers[-1], 0
+        while not packs:
+            number, skipped = number + self.packs_per_step, skipped + 1
+            if skipped > _MAX_SKIPPED:
+                raise ValueError(f"step {step}: expected a usable sample, got {_MAX_SKIPPED} packs without one")
+            packs += build_packs(self.samples, self.schedule.pack(number).samples, bad)
+        choice = self.schedule.pack(first)
+        return Step(packs, merge_counts(packs), len(bad), choice.source, choice.probability), bad
+
+
+class PackDataset(Dataset[tuple[Step, list[BadSample]]]):
+    """A fixed list of packs, one per step; for evaluation.
+
+    Args:
+        samples: The samples.
+        packs: Sample numbers per pack.
+    """
+
+    def __init__(self, samples: SampleSet, packs: Sequence[Sequence[int]]) -> None:
+        self.samples, self.packs = samples, packs
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def __getitem__(self, index: int) -> tuple[Step, list[BadSample]]:
+        """Build a step of one pack, or of none if all its samples are bad."""
+        bad: list[BadSample] = []
+        packs = build_packs(self.samples, self.packs[index], bad)
+        return Step(packs, merge_counts(packs), len(bad)), bad
+
+
+def build_packs(samples: SampleSet, numbers: Sequence[int], bad: list[BadSample]) -> list[Batch]:
+    """The pack of these samples; bad ones are appended to ``bad``, and no pack is made of nothing."""
+    rendered = []
+    for number in numbers:
+        try:
+            rendered.append(samples.rendered(number))
+        except ValueError as error:
+            bad.append(samples.describe(number, str(error)))
+    return [pack(rendered, samples.plan)] if rendered else []

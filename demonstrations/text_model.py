@@ -1,0 +1,172 @@
+"""A small language model without media, trained by ``train.py`` from shards and asked through a session."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data.records import Message, Part, Record
+from data.shards import ShardWriter
+from demonstrations.demonstration import ROOT
+from inference.conversation import Conversation
+from inference.session import Session
+from models.tokenizer import save_tokenizer, train_tokenizer
+from routers.tasks import TaskTable
+
+SOURCE, LICENSE = "made by this demonstration", "CC0-1.0"
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its answer, and the tags by which mixtures select it."""
+
+    question: str
+    answer: str
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class TextModel:
+    """Size and schedule of the model.
+
+    Args:
+        hidden_size: Width.
+        num_layers: Layers.
+        max_tokens: Tokens of a pack, one per step.
+        learning_rate: AdamW's, for embeddings and norms.
+        muon: Muon's, for the hidden matrices.
+        warmup_steps: Of every fit.
+    """
+
+    hidden_size: int = 128
+    num_layers: int = 4
+    max_tokens: int = 4096
+    learning_rate: float = 2e-3
+    muon: float = 0.02
+    warmup_steps: int = 30
+
+    def config(self, tokenizer: Path, vocab_size: int) -> dict[str, Any]:
+        """Arguments of the Generalist."""
+        heads = max(1, self.hidden_size // 32)
+        language_model = {
+            "vocab_size": vocab_size,
+            "hidden_size": self.hidden_size,
+            "intermediate_size": 3 * self.hidden_size,
+            "num_hidden_layers": self.num_layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": heads,
+            "max_position_embeddings": 256,
+            "tie_word_embeddings": True,
+            "bos_token_id": None,
+            "eos_token_id": None,
+            "pad_token_id": None,
+        }
+        return {
+            "tokenizer": str(tokenizer),
+            "tasks": {"tasks": []},
+            "language_model": {"model_type": "llama", "config": language_model},
+            "encoders": {},
+            "projectors": {},
+            "heads": {},
+        }
+
+
+def write_examples(directory: Path, prefix: str, examples: Iterable[Example], split: str = "train") -> None:
+    """Write examples as shards, unless they are there."""
+    if list(directory.glob(f"{prefix}-*.tar")):
+        return
+    with ShardWriter(directory, prefix, 5000) as writer:
+        for number, example in enumerate(examples):
+            turns = (
+                Message("user", (Part("text", text=example.question),)),
+                Message("assistant", (Part("text", text=example.answer),)),
+            )
+            key = f"{prefix}-{number:06d}"
+            writer.write(Record(key, prefix, SOURCE, LICENSE, split, turns, meta=dict(example.meta)), {})
+
+
+def make_tokenizer(directory: Path, texts: Iterable[str]) -> int:
+    """Train a tokenizer, unless it is there; returns the number of its ids."""
+    if not (directory / "tokenizer.json").is_file():
+        save_tokenizer(train_tokenizer(texts, 400, TaskTable(())), directory)
+    value = json.loads((directory / "tokenizer.json").read_text())
+    return max([*value["model"]["vocab"].values(), *(item["id"] for item in value["added_tokens"])]) + 1
+
+
+def train(
+    model: TextModel,
+    tokenizer: Path,
+    vocab_size: int,
+    data: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    folder: Path,
+    init_from: Path | None = None,
+) -> Path:
+    """One fit by ``train.py``, as anyone would run it; returns the checkpoint.
+
+    Args:
+        model: The model.
+        tokenizer: Its tokenizer.
+        vocab_size: Ids of the tokenizer.
+        data: ``sources`` and ``mixture`` of the data module.
+        steps: Optimizer steps.
+        seed: Of weights and order.
+        folder: The run's.
+        init_from: A checkpoint to go on from.
+    """
+    recipe: dict[str, Any] = {
+        "generalist": model.config(tokenizer, vocab_size),
+        "trainable": ["."],
+        "learning_rate": model.learning_rate,
+        "muon": {r"^language_model\..*(self_attn|mlp)\.": model.muon},
+        "warmup_steps": model.warmup_steps,
+        "seed": seed,
+    }
+    if init_from is not None:
+        recipe["init_from"] = [{"path": str(init_from)}]
+    config = {
+        "seed_everything": seed,
+        "model": {"class_path": "training.recipe.Recipe", "init_args": recipe},
+        "data": {
+            "class_path": "data.datamodule.PackedDataModule",
+            "init_args": {**data, "max_tokens": model.max_tokens, "seed": seed, "cache": True},
+        },
+        "trainer": {
+            "default_root_dir": str(folder),
+            "max_steps": steps,
+            "accelerator": "auto",
+            "devices": 1,
+            "logger": False,
+            "enable_checkpointing": False,
+            "enable_progress_bar": False,
+            "enable_model_summary": False,
+            "limit_val_batches": 0,
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "config.json"  # YAML takes JSON
+    path.write_text(json.dumps(config, indent=1))
+    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(path)]
+    with (folder / "train.log").open("w") as log:
+        result = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+    if result.returncode:
+        raise RuntimeError(f"training failed with status {result.returncode}; see {folder / 'train.log'}")
+    return folder / "checkpoint"
+
+
+def answers(checkpoint: Path, examples: Sequence[Example]) -> list[str]:
+    """The greedy replies."""
+    session = Session.from_pretrained(str(checkpoint), max_new_tokens=48, batch_size=100)
+    return [reply.text for reply in session.generate([Conversation.ask(item.question) for item in examples])]
+
+
+def exact_match(checkpoint: Path, examples: Sequence[Example]) -> list[bool]:
+    """Whether each greedy reply is the answer."""
+    replies = answers(checkpoint, examples)
+    return [reply.strip() == item.answer.strip() for reply, item in zip(replies, examples, strict=True)]
