@@ -207,7 +207,7 @@ def _decode_jpeg(data: bytes) -> Tensor:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the bytes are read-only, and nobody writes into them
             encoded = torch.frombuffer(data, dtype=torch.uint8)
-        return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
+        return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True).contiguous()
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from None
 

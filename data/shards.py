@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO
+from typing import IO, cast
 
 import fsspec
 from braceexpand import braceexpand
@@ -272,7 +272,7 @@ def read_groups(path: str) -> Iterator[Group]:
     with open_shard(path) as stream:
         watched = _Watched(stream)
         try:
-            with tarfile.open(fileobj=watched, mode="r|", bufsize=_BUFFER) as tar:
+            with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=_BUFFER) as tar:
                 while (info := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would remember every header
                     if info.isdir():

@@ -144,7 +144,10 @@ def _slots(num_workers: int, mib: int) -> Slots | None:
 
 
 def _parcel(item: Any, slots: Slots | None) -> Any:
-    return Parcel(*item, slots=slots) if get_worker_info() is not None else item
+    if get_worker_info() is None:
+        return item
+    step, bad = item
+    return Parcel(step, bad, slots)
 
 
 def _start_worker(worker: int) -> None:

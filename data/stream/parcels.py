@@ -42,7 +42,7 @@ class Slots:
     def __init__(self, count: int, size: int) -> None:
         self._mapping = mmap.mmap(-1, count * size)
         self.memory = torch.frombuffer(self._mapping, dtype=torch.uint8).view(count, size)
-        self._free = mp.SimpleQueue()
+        self._free: mp.SimpleQueue[int] = mp.SimpleQueue()
         for number in range(count):
             self._free.put(number)
 

@@ -15,15 +15,11 @@ import torch
 from data.datamodule import PackedDataModule
 from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
-from data.quarantine import BadSample, Quarantine, QuarantineError
-from data.records import Message
-from data.render import IGNORED, Rendered
 from data.shards import ShardWriter, expand
 from data.stream import Parcel, SampleSet, Slots, StepDataset, loading
-from data.stream.splitting import split_record
 from layers.batch import Batch, Step
 from models.plan import BatchPlan
-from tests.data.conftest import assistant, audio_sample, graph_sample, image_sample, text, text_record, user
+from tests.data.conftest import text_record
 
 
 def _module(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
@@ -191,118 +187,6 @@ def test_validation_covers_everything_once_in_order(shards: Path, plan: BatchPla
     )
 
 
-@pytest.fixture
-def bad_shards(tmp_path: Path) -> Path:
-    """50 samples: an image that does not decode, an empty clip, an edge to nowhere, a wrong size, no such task."""
-    with ShardWriter(tmp_path / "bad", "mixed", max_samples=30) as writer:
-        for number in range(45):
-            writer.write(text_record(f"text-{number}"), {})
-        record, members = image_sample("image-bad")
-        writer.write(record, {"scene.png": members["scene.png"][:70]})
-        writer.write(image_sample("image-size")[0], image_sample("x", (30, 30))[1])
-        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
-        record, members = graph_sample("graph-bad", nodes=5)
-        writer.write(record, {"g.json": members["g.json"].replace(b"[0,1,4]", b"[0,1,9]")})
-        record, members = image_sample("image-task")
-        writer.write(record, members)
-    path = tmp_path / "bad" / "mixed-000001.tar"
-    head, tail = path.read_bytes().rsplit(b'"task":"ground"', 1)
-    path.write_bytes(head + b'"task":"grouns"' + tail)
-    return tmp_path / "bad"
-
-
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_bad_samples_are_left_out_and_written_down(
-    bad_shards: Path, plan: BatchPlan, tmp_path: Path, num_workers: int
-) -> None:
-    log = tmp_path / "logs" / "quarantine.jsonl"
-    module = _module(bad_shards, plan, quarantine=str(log), max_quarantined=0.1, num_workers=num_workers)
-    steps = list(islice(module.train_dataloader(), 12))
-    keys = Counter(key for step in steps for batch in step.packs for key in batch.keys)
-    assert set(keys) == {f"text-{number}" for number in range(45)}
-    entries = {entry["key"]: entry for entry in map(json.loads, log.read_text().splitlines())}
-    assert {key: entry["reason"] for key, entry in entries.items()}.keys() == {
-        "image-bad",
-        "image-size",
-        "audio-empty",
-        "graph-bad",
-        "image-task",
-    }
-    assert "(40, 24), got (30, 30)" in entries["image-size"]["reason"]
-    assert "unknown task 'grouns'" in entries["image-task"]["reason"]
-    assert "expected nodes 0 to 4, got [9]" in entries["graph-bad"]["reason"]
-    assert all(entry["shard"].endswith("mixed-000001.tar") for entry in entries.values())
-    assert sum(step.quarantined for step in steps) >= 4
-    assert all(step.counts == merge_counts(step.packs) for step in steps)
-    lines = log.read_text().count("\n")
-    list(islice(_module(bad_shards, plan, quarantine=str(log), max_quarantined=0.1).train_dataloader(), 12))
-    assert log.read_text().count("\n") == lines == 5
-
-
-def test_too_many_bad_samples_end_the_run(bad_shards: Path, plan: BatchPlan) -> None:
-    with pytest.raises(QuarantineError, match=r"at most 5.0% of 50 samples to be bad, got [345]"):
-        list(islice(_module(bad_shards, plan).train_dataloader(), 12))
-
-
-def test_a_step_is_never_without_a_pack(tmp_path: Path, plan: BatchPlan) -> None:
-    with ShardWriter(tmp_path, "x") as writer:
-        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
-        writer.write(text_record("text-0"), {})
-    samples = SampleSet([Source(str(tmp_path))], plan, 64)
-    dataset = StepDataset(samples, PackSchedule(samples.source_of, samples.lengths, [Source("x")], 64, 0), 1)
-    steps = [dataset[number] for number in range(6)]
-    assert all([batch.keys for batch in step.packs] == [["text-0"]] for step, _ in steps)
-    assert {bad.key for _, found in steps for bad in found} == {"audio-empty"}
-
-
-def test_quarantine_counts_a_sample_once() -> None:
-    quarantine = Quarantine(None, 40, 0.05)
-    first, second = BadSample("a.tar", "x", "why"), BadSample("a.tar", "y", "why")
-    quarantine.add([first, first])
-    quarantine.add([first, second])
-    assert quarantine.bad == [first, second]
-    with pytest.raises(QuarantineError, match="got 3"):
-        quarantine.add([BadSample("b.tar", "x", "why")])
-
-
-def test_oversize_samples(shards: Path, plan: BatchPlan) -> None:
-    with pytest.raises(ValueError, match=r"expected at most max_tokens=40, got \d+ tokens; raise max_tokens"):
-        _module(shards, plan, max_tokens=40).train_dataloader()
-    module = _module(shards, plan, max_tokens=40, oversize="quarantine", max_quarantined=0.9)
-    assert _keys(module.train_dataloader(), 3)
-    assert all(bad.reason for bad in module.train_samples().bad)
-
-
-def test_oversize_dialogues_are_split_between_their_turns(tmp_path: Path, plan: BatchPlan) -> None:
-    record, members = image_sample("image-0")
-    asked = tuple(
-        message
-        for number in range(6)
-        for message in (user(text(f"And {number}?")), assistant(text(f"{number} it is.")))
-    )
-    longer = replace(record, messages=(Message("system", (text("Be brief."),)), *record.messages, *asked))
-    with ShardWriter(tmp_path, "x") as writer:
-        writer.write(longer, members)
-    whole = SampleSet([Source(str(tmp_path))], plan, 4096).rendered(0)
-    limit = len(whole.input_ids) // 2
-    samples = SampleSet([Source(str(tmp_path))], plan, limit, "split")
-    parts = [samples.rendered(number) for number in range(len(samples))]
-    assert len(parts) >= 2 and all(len(part.input_ids) <= limit for part in parts) and not samples.bad
-    assert [len(part.input_ids) for part in parts] == samples.lengths.tolist()
-    assert all([item.name for item in part.media] == ["scene"] for part in parts)  # shown again
-
-    def learned(rendered: Rendered) -> list[int]:
-        return [label for label in rendered.labels if label != IGNORED]
-
-    assert [label for part in parts for label in learned(part)] == learned(whole)
-    assert [call.call.task for part in parts for call in part.calls] == [call.call.task for call in whole.calls]
-    assert [bool(call.target) for part in parts for call in part.calls] == [bool(c.target) for c in whole.calls]
-    with pytest.raises(ValueError, match=r"expected exchanges of at most max_tokens=20, got one of \d+ tokens"):
-        split_record(longer, plan, 20)
-    hopeless = SampleSet([Source(str(tmp_path))], plan, 20, "split")
-    assert len(hopeless) == 0 and "exchange 1 of" in hopeless.bad[0].reason
-
-
 def test_what_cannot_work_is_refused(shards: Path, plan: BatchPlan) -> None:
     with pytest.raises(ValueError, match="expected the model's plan, got none"):
         PackedDataModule([Source(str(shards))]).train_dataloader()
@@ -438,82 +322,3 @@ def test_unmixed_steps_say_what_they_hold(shards: Path, plan: BatchPlan) -> None
         assert 0 < step.probability < 1
     mixed = next(iter(_module(shards, plan).train_dataloader()))
     assert mixed.source is None and mixed.probability is None
-
-
-def _stream(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
-    return _module(shards, plan, reading="streaming", shuffle_buffer=8, **changes)
-
-
-def _samples(steps: Any, count: int) -> list[str]:
-    return [key for step in _keys(steps, count) for pack in step for key in pack]
-
-
-def test_streaming_writes_nothing_and_reads_everything(shards: Path, plan: BatchPlan) -> None:
-    seen = Counter(_samples(_stream(shards, plan).train_dataloader(), 60))
-    assert len(seen) == 60 and max(seen.values()) - min(seen.values()) <= 2
-    assert not list(shards.glob("*.idx"))
-    other = _samples(_stream(shards, plan, seed=4).train_dataloader(), 60)
-    assert other != _samples(_stream(shards, plan).train_dataloader(), 60)
-
-
-def test_streaming_workers_and_processes_share_the_samples(
-    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    parts = []
-    for rank in range(2):
-        module = _stream(shards, plan, num_workers=2)
-        monkeypatch.setattr(module, "_ranks", lambda rank=rank: (rank, 2))
-        parts.append(Counter(_samples(module.train_dataloader(), 80)))
-    assert not set(parts[0]) & set(parts[1]) and len(parts[0] | parts[1]) == 60
-
-
-@pytest.mark.parametrize("workers", [0, 2, 3])
-@pytest.mark.parametrize("mixture", [Mixture(), Mixture(unmixed=True)])
-def test_a_stream_is_resumed_with_the_same_workers_only(
-    shards: Path, plan: BatchPlan, workers: int, mixture: Mixture
-) -> None:
-    settings = {"num_workers": workers, "mixture": mixture}
-    whole = _keys(_stream(shards, plan, **settings).train_dataloader(), 25)
-    interrupted = _stream(shards, plan, **settings)
-    _keys(interrupted.train_dataloader(), 11)
-    state = json.loads(json.dumps(interrupted.state_dict()))
-    resumed = _stream(shards, plan, **settings)
-    resumed.load_state_dict(state)
-    assert _keys(resumed.train_dataloader(), 14) == whole[11:]
-    with pytest.raises(ValueError, match=r"cannot be continued: workers: expected \d, got 4"):
-        _stream(shards, plan, num_workers=4, mixture=mixture).load_state_dict(state)
-
-
-def test_streamed_sources_by_their_weights(tmp_path: Path, plan: BatchPlan) -> None:
-    for name in ("a", "b"):
-        with ShardWriter(tmp_path / name, name) as writer:
-            for number in range(30):
-                writer.write(text_record(f"{name}-{number}"), {})
-    sources = [Source(str(tmp_path / "a"), weight=3.0, name="a"), Source(str(tmp_path / "b"), weight=1.0, name="b")]
-    settings: dict[str, Any] = {"max_tokens": 256, "plan": plan, "reading": "streaming", "shuffle_buffer": 4}
-    mixed = PackedDataModule(sources, **settings)
-    seen = Counter(key[0] for key in _samples(mixed.train_dataloader(), 60))
-    assert seen["a"] / seen["b"] == pytest.approx(3, rel=0.25)
-    unmixed = PackedDataModule(sources, Mixture(unmixed=True), **settings)
-    steps = list(islice(unmixed.train_dataloader(), 60))
-    assert {step.source for step in steps} == {"a", "b"}
-    for step in steps:
-        assert {key[0] for batch in step.packs for key in batch.keys} == {step.source}
-        assert step.probability == {"a": 0.75, "b": 0.25}[str(step.source)]
-    with pytest.raises(ValueError, match=r"expected a mixture of weights.*got \['temperature', 'epochs'\]"):
-        PackedDataModule(sources, Mixture(temperature=2, epochs=1), **settings).train_dataloader()
-
-
-def test_a_stream_leaves_bad_samples_out(shards: Path, plan: BatchPlan, tmp_path: Path) -> None:
-    path = Path(expand(shards)[1])
-    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
-    with ShardWriter(shards, "zzz") as writer:
-        writer.write(audio_sample("audio-empty")[0], {"clip.flac": b""})
-        writer.write(text_record("longer", question="How many? " * 300), {})
-    log = tmp_path / "quarantine.jsonl"
-    module = _stream(shards, plan, oversize="quarantine", quarantine=str(log))
-    assert len(set(_samples(module.train_dataloader(), 60))) > 40
-    reasons = {entry["key"]: entry["reason"] for entry in map(json.loads, log.read_text().splitlines())}
-    assert "cut short" in reasons[""] and "at most max_tokens=256" in reasons["longer"] and "audio-empty" in reasons
-    with pytest.raises(ValueError, match="raise max_tokens, or set oversize to"):
-        _samples(_stream(shards, plan).train_dataloader(), 60)

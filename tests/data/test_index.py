@@ -120,7 +120,7 @@ def test_whatever_is_cut_off_nothing_is_lost_in_silence(shards: Path, plan: Batc
         assert valid | quarantined == written and (valid == written or missing_end)
         errors: list[str] = []
         read = {sample.key for sample in read_samples(str(path), lambda _, __, error: errors.append(str(error)))}
-        assert valid == read and errors  # front to back as well, and never without a word
+        assert valid == read and (errors or valid == written)  # front to back as well, and not without a word
     finally:
         path.write_bytes(content)
         sidecar.unlink(missing_ok=True)
