@@ -75,7 +75,7 @@ class Draft:
             raise MediaError(f"'{name}': expected audio, got bytes that do not open: {error}") from None
         if info.frames < 1:
             raise MediaError(f"'{name}': expected audio samples, got none")
-        self._add("audio", name, audio_extension(data), data, (info.frames,), info.samplerate)
+        self._add("audio", name, _extension_of(info.format), data, (info.frames,), info.samplerate)
         return float(info.frames / info.samplerate)
 
     def add_graph(self, graph: Graph, name: str = "graph") -> None:
@@ -167,7 +167,10 @@ class Draft:
 
 def audio_extension(data: bytes) -> str:
     """The file extension of an encoded clip, from its header."""
-    container = soundfile.info(io.BytesIO(data)).format
+    return _extension_of(soundfile.info(io.BytesIO(data)).format)
+
+
+def _extension_of(container: str) -> str:
     return _AUDIO_EXTENSIONS.get(container, container.lower())
 
 

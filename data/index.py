@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import fsspec
 
-from data.records import RecordError
+from data.records import RecordError, parse_json
 from data.render import RenderedSize, RenderError, rendered_size
 from data.shards import BLOCK, Group, Sample, ShardError, assemble, open_shard, read_groups
 from models.plan import BatchPlan
@@ -294,7 +294,7 @@ def _keys_of(path: str) -> set[str]:
 def _facts_of(data: bytes) -> tuple[str, dict[str, Any]]:
     """Task and selectable meta of a record's JSON; empty where it does not parse."""
     try:
-        value = json.loads(data)
+        value = parse_json(data)
         task, meta = value["task"], value.get("meta", {})
     except (ValueError, KeyError, TypeError, AttributeError):
         return "", {}

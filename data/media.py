@@ -19,7 +19,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from data.records import Media, Target
+from data.records import Media, Target, parse_json
 from layers.media import Audio, Graph
 
 RawMedia = Tensor | Audio | Graph
@@ -257,10 +257,8 @@ def _decode_audio(media: Media, data: bytes) -> Audio:
 
 def _decode_graph(media: Media, data: bytes) -> Graph:
     try:
-        value = json.loads(data)
-        if b"\\ud" in data.lower():  # half of a surrogate pair is no text
-            json.dumps(value, ensure_ascii=False).encode()
-    except (ValueError, RecursionError) as error:
+        value = parse_json(data)
+    except ValueError as error:
         raise MediaError(f"'{media.file}': expected a graph as JSON, got: {error}") from None
     if not isinstance(value, dict) or set(value) != _GRAPH_FIELDS:
         given = sorted(value) if isinstance(value, dict) else type(value).__name__

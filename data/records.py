@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 RECORD_VERSION = 1
 KEY_PATTERN = re.compile(r"[a-z0-9_-]+\Z")
@@ -145,10 +145,8 @@ class Record:
             RecordError: Naming the key, the field, what was expected and what was given.
         """
         try:
-            value = json.loads(data, parse_constant=_refuse_constant)
-            if (b"\\ud" if isinstance(data, bytes) else "\\ud") in data.lower():  # type: ignore[operator]
-                json.dumps(value, ensure_ascii=False).encode()
-        except (ValueError, RecursionError) as error:
+            value = parse_json(data)
+        except ValueError as error:
             raise RecordError(f"record '{key}': not JSON: {error}") from None
         try:
             return _parse_record(key, value)
@@ -162,6 +160,22 @@ class Record:
         """The member names that must stand beside the JSON."""
         media = [item.file for item in self.media.values()]
         return tuple(media + [item.file for item in self.targets.values() if item.file])
+
+
+def parse_json(data: bytes | str) -> Any:
+    """JSON of finite numbers and whole characters; the parser alone takes NaN and halves of surrogate pairs.
+
+    Raises:
+        ValueError: If it is none, or nested too deeply.
+    """
+    text = data.decode() if isinstance(data, bytes) else data
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError("expected values nested less deeply") from None
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()
+    return value
 
 
 def _refuse_constant(name: str) -> None:
@@ -219,7 +233,7 @@ def _parse_media(name: str, value: Mapping[str, Any]) -> Media:
     rate = value.get("sample_rate")
     good = rate is None or (type(rate) is int and rate > 0)
     _expect(good, f"media '{name}' sample_rate", "a positive integer, in Hz", rate)
-    return Media(type=kind, file=value["file"], size=tuple(size or ()), sample_rate=rate)  # type: ignore[arg-type]
+    return Media(type=cast(MediaType, kind), file=value["file"], size=tuple(size or ()), sample_rate=rate)
 
 
 def _parse_target(name: str, value: Mapping[str, Any]) -> Target:

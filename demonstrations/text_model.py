@@ -15,6 +15,7 @@ from data.shards import ShardWriter
 from demonstrations.demonstration import ROOT
 from inference.conversation import Conversation
 from inference.session import Session
+from models.generalist import load_tokenizer
 from models.tokenizer import save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 
@@ -94,8 +95,7 @@ def make_tokenizer(directory: Path, texts: Iterable[str]) -> int:
     """Train a tokenizer, unless it is there; returns the number of its ids."""
     if not (directory / "tokenizer.json").is_file():
         save_tokenizer(train_tokenizer(texts, 400, TaskTable(())), directory)
-    value = json.loads((directory / "tokenizer.json").read_text())
-    return max([*value["model"]["vocab"].values(), *(item["id"] for item in value["added_tokens"])]) + 1
+    return len(load_tokenizer(directory))
 
 
 def train(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Literal, TypeVar
+from typing import Literal
 
 from data.records import Message, Part, Record
 from data.render import RenderError, rendered_size
@@ -12,7 +12,6 @@ from models.plan import BatchPlan
 
 Oversize = Literal["error", "split", "quarantine"]
 OVERSIZE_HINT = "raise max_tokens, or set oversize to 'split' or 'quarantine'"
-_Value = TypeVar("_Value")
 
 
 def too_long_error(key: str, tokens: int, max_tokens: int) -> RenderError:
@@ -43,7 +42,7 @@ def split_record(record: Record, plan: BatchPlan, max_tokens: int) -> list[Recor
     start = 0
     while start < len(exchanges):
         shown = [part for exchange in exchanges[:start] for message in exchange for part in message.content]
-        again = _once([part for part in shown if part.media])
+        again = list({part.media: part for part in shown if part.media}.values())
         best: Record | None = None
         for stop in range(start + 1, len(exchanges) + 1):
             part = _part(record, system, again, exchanges[start:stop])
@@ -89,12 +88,3 @@ def _part(
         media={name: item for name, item in record.media.items() if name in media},
         targets={name: item for name, item in record.targets.items() if name in targets},
     )
-
-
-def _once(parts: Sequence[_Value]) -> list[_Value]:
-    """The parts without repetition, in order; content parts are not hashable."""
-    found: list[_Value] = []
-    for part in parts:
-        if part not in found:
-            found.append(part)
-    return found

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 from torch.utils.data import Dataset
 
 from data.mixtures import PackSchedule
 from data.packing import merge_counts, pack
 from data.quarantine import BadSample
+from data.render import Rendered
 from data.stream.samples import SampleSet
 from layers.batch import Batch, Step
+from models.plan import BatchPlan
 
 _MAX_SKIPPED = 1000
+_Item = TypeVar("_Item")
 
 
 class StepDataset(Dataset[tuple[Step, list[BadSample]]]):
@@ -75,10 +79,21 @@ class PackDataset(Dataset[tuple[Step, list[BadSample]]]):
 
 def build_packs(samples: SampleSet, numbers: Sequence[int], bad: list[BadSample]) -> list[Batch]:
     """The pack of these samples; bad ones are appended to ``bad``, and no pack is made of nothing."""
+    return pack_good(numbers, samples.rendered, samples.describe, samples.plan, bad)
+
+
+def pack_good(
+    items: Sequence[_Item],
+    render: Callable[[_Item], Rendered],
+    describe: Callable[[_Item, str], BadSample],
+    plan: BatchPlan,
+    bad: list[BadSample],
+) -> list[Batch]:
+    """One pack of the items that render, or none; the others are described in ``bad``."""
     rendered = []
-    for number in numbers:
+    for item in items:
         try:
-            rendered.append(samples.rendered(number))
+            rendered.append(render(item))
         except ValueError as error:
-            bad.append(samples.describe(number, str(error)))
-    return [pack(rendered, samples.plan)] if rendered else []
+            bad.append(describe(item, str(error)))
+    return [pack(rendered, plan)] if rendered else []

@@ -17,12 +17,13 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from data.mixtures import Mixture, Source
-from data.packing import merge_counts, pack, plan_packs
+from data.packing import merge_counts, plan_packs
 from data.quarantine import BadSample
-from data.render import RenderedSize, RenderError, rendered_size
+from data.render import Rendered, RenderedSize, RenderError, rendered_size
 from data.shards import Sample, expand, read_samples
 from data.stream.samples import render_sample
 from data.stream.splitting import OVERSIZE_HINT, Oversize, split_record, too_long_error
+from data.stream.steps import pack_good
 from layers.batch import Step
 from models.plan import BatchPlan
 
@@ -141,16 +142,15 @@ class StreamingSteps(IterableDataset[tuple[Step, list[BadSample]]]):
                 yield self._step(step, group, reader.take_bad())
 
     def _step(self, step: int, group: _Group, bad: list[BadSample]) -> tuple[Step, list[BadSample]]:
-        packs = []
-        for held in group.packs:
-            rendered = []
-            for item in held:
-                try:
-                    rendered.append(render_sample(item.sample, self.stream.plan))
-                except ValueError as error:
-                    bad.append(BadSample(item.shard, item.sample.key, str(error)))
-            if rendered:
-                packs.append(pack(rendered, self.stream.plan))
+        plan = self.stream.plan
+
+        def render(item: _Held) -> Rendered:
+            return render_sample(item.sample, plan)
+
+        def describe(item: _Held, reason: str) -> BadSample:
+            return BadSample(item.shard, item.sample.key, reason)
+
+        packs = [made for held in group.packs for made in pack_good(held, render, describe, plan, bad)]
         if not packs:
             raise ValueError(f"step {step}: expected a usable sample, got none; the last one: {bad[-1].reason}")
         return Step(packs, merge_counts(packs), len(bad), group.source, group.probability), bad
@@ -203,11 +203,11 @@ class _Worker:
         lengths, costs = ([getattr(item.size, name) for item in held] for name in ("tokens", "cost"))
         seed = stream.seed * self.parts + self.part
         plan = plan_packs(lengths, stream.max_tokens, seed, number, costs=costs, max_cost=stream.max_media_cost)
-        fullest = sorted(plan.packs, key=lambda pack: -sum(lengths[index] for index in pack))
+        fullest = sorted(range(len(plan.packs)), key=lambda place: -sum(lengths[index] for index in plan.packs[place]))
         count = (len(fullest) - 1) // self.packs * self.packs
-        chosen = {id(pack) for pack in fullest[:count]}
-        self._waiting[lane] = [held[index] for pack in plan.packs if id(pack) not in chosen for index in pack]
-        packs = [[held[index] for index in pack] for pack in plan.packs if id(pack) in chosen]
+        later = set(fullest[count:])
+        self._waiting[lane] = [held[index] for place in sorted(later) for index in plan.packs[place]]
+        packs = [[held[index] for index in pack] for place, pack in enumerate(plan.packs) if place not in later]
         return [packs[first : first + self.packs] for first in range(0, count, self.packs)]
 
     def _shuffled(self, source: int) -> Iterator[_Held]:

@@ -72,8 +72,8 @@ def test_validation_knows_tasks_and_reports(shards: Path, tmp_path: Path, capsys
 
 def _image_problems(**changes: object) -> list[str]:
     record, members = image_sample("image-1")
-    targets = {**record.targets, **changes.pop("targets", {})}  # type: ignore[dict-item]
-    record = replace(record, targets=targets, **changes)  # type: ignore[arg-type]
+    targets = {**record.targets, **changes.pop("targets", {})}
+    record = replace(record, targets=targets, **changes)
     return problems_of(Sample("image-1", record, members))
 
 

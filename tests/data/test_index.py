@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
+import tarfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -98,6 +100,19 @@ def test_a_cut_shard_costs_what_lies_behind_the_cut(shards: Path) -> None:
     told = {entry.key for entry in index.entries} | {key for key, _ in index.problems if key}
     assert told == {entry.key for entry in whole.entries}
     assert load_index(str(path)) == index
+
+
+def test_a_record_nested_too_deeply_costs_itself_alone(tmp_path: Path, plan: BatchPlan) -> None:
+    path = tmp_path / "x.tar"
+    deep, good = b"[" * 100_000, text_record("b").to_json()
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for name, data in (("a.json", deep), ("b.json", good)):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    samples = SampleSet([Source(str(path))], plan, 4096, "quarantine")
+    assert samples.rendered(0).key == "b" and len(samples) == 1
+    assert [bad.key for bad in samples.bad] == ["a"] and "nested" in samples.bad[0].reason
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
