@@ -101,6 +101,8 @@ class FlowImageHead(Head):
         source_tasks: Tasks that edit the latest image; every other task draws on an empty canvas.
         channels: Widths of the U-Net's levels, multiples of 8.
         patch_size: Pixels per side of a patch.
+        num_draws: Times and noises per drawing in a training step: the network is small beside the model that
+            conditions it, and learns from all of them. An edit begins near its source and has one.
         num_steps: Euler steps when decoding (the call's parameter ``num_steps`` overrides it).
         source_noise: Standard deviation of the noise on an edit's source.
         change_weight: Extra weight of pixels that an edit changes.
@@ -125,6 +127,7 @@ class FlowImageHead(Head):
         source_tasks: Sequence[str] = ("edit",),
         channels: Sequence[int] = (32, 48, 64),
         patch_size: int = 2,
+        num_draws: int = 1,
         num_steps: int = 8,
         source_noise: float = 0.1,
         change_weight: float = 4.0,
@@ -143,7 +146,7 @@ class FlowImageHead(Head):
         self.queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02)
         self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         self.source_tasks = frozenset(source_tasks)
-        self.patch_size, self.num_steps, self.seed = patch_size, num_steps, seed
+        self.patch_size, self.num_draws, self.num_steps, self.seed = patch_size, num_draws, num_steps, seed
         self.source_noise, self.change_weight, self.heat_weight = source_noise, change_weight, heat_weight
         self.multiple = patch_size * 2 ** (len(channels) - 1)
         self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1))
@@ -206,7 +209,7 @@ class FlowImageHead(Head):
         return (prompt.mean(dim=0), prompt[-1]) if len(prompt) else (blank, blank)
 
     def loss(self, predictions: FlowConditions, targets: Sequence[HeadTarget]) -> LossTerm:
-        """Sum over calls of the mean squared error of the image expected at a random time of the flow.
+        """Sum over calls of the mean squared error of the image expected at random times of the flow.
 
         Raises:
             ValueError: If the target of an edit has another size than its source.
@@ -214,18 +217,15 @@ class FlowImageHead(Head):
         if not targets:
             return LossTerm(self.zero_touch(), 0)
         total = predictions.embedding.new_zeros((), dtype=torch.float32)
-        for group in group_indices([tuple(maps.shape) for maps in predictions.maps]):
+        shapes = [(*maps.shape, edits) for maps, edits in zip(predictions.maps, predictions.has_source, strict=True)]
+        for group in group_indices(shapes):
+            draws = 1 if predictions.has_source[group[0]] else self.num_draws
             conditions = torch.stack([predictions.maps[i] for i in group])
             images, weights = zip(
                 *[self._target(targets[i], predictions.maps[i], predictions.has_source[i]) for i in group], strict=True
             )
             image, weight = torch.stack(images), torch.stack(weights)
-            start = self._start(conditions, torch.randn_like(image))
-            time = torch.rand(len(group), device=image.device)
-            blend = time[:, None, None, None]
-            sample = (1 - blend) * image + blend * start
-            expected = self._image(sample, time, conditions, predictions.embedding[group])
-            error = (expected - image).square().mean(dim=1)
+            error = self._error(image, conditions, predictions.embedding[group], draws)
             total = total + ((error * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
             for i, one in zip(group, weight, strict=True):
                 logits = predictions.heat[i]
@@ -233,6 +233,19 @@ class FlowImageHead(Head):
                     changed = (one > 1).to(logits)
                     total = total + self.heat_weight * F.binary_cross_entropy_with_logits(logits, changed)
         return LossTerm(total, len(targets))
+
+    def _error(self, image: Tensor, conditions: Tensor, embedding: Tensor, draws: int) -> Tensor:
+        """(n, H, W) squared error of the image expected, mean over channels and over the draws of time and noise.
+
+        The times of one image's draws are spread over the flow, one in each of as many parts.
+        """
+        parts = torch.arange(draws, device=image.device).repeat(len(image))
+        time = (parts + torch.rand(len(parts), device=image.device)) / draws
+        image, conditions, embedding = (item.repeat_interleave(draws, dim=0) for item in (image, conditions, embedding))
+        blend = time[:, None, None, None]
+        sample = (1 - blend) * image + blend * self._start(conditions, torch.randn_like(image))
+        error = (self._image(sample, time, conditions, embedding) - image).square().mean(dim=1)
+        return error.unflatten(0, (-1, draws)).mean(dim=1)
 
     @torch.no_grad()
     def decode(self, predictions: FlowConditions, contexts: Sequence[HeadContext]) -> list[Result]:

@@ -161,7 +161,8 @@ class Generalist(nn.Module):
             assert queries is not None
             for index, token_id in ids:
                 hit = (input_ids == token_id).unsqueeze(-1)
-                embeds = torch.where(hit, queries[index].to(embeds.dtype), embeds)
+                query = queries[index] * self.language_model.embedding_scale
+                embeds = torch.where(hit, query.to(embeds.dtype), embeds)
         return embeds
 
     def place(self, inputs_embeds: Tensor, positions: Tensor, projected: Tensor) -> Tensor:

@@ -90,6 +90,11 @@ class LanguageModel(nn.Module):
         """Bias of the output layer, where the architecture has one."""
         return getattr(self.model.get_output_embeddings(), "bias", None)
 
+    @property
+    def embedding_scale(self) -> float:
+        """What the architecture multiplies its embedding rows by (√d in Gemma); learned queries get the same."""
+        return float(getattr(self.model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings (..., d)."""
         return self.model.get_input_embeddings()(input_ids)

@@ -33,7 +33,7 @@ CONFIGS = ROOT / "configs" / "quickstart"
 DEFAULT_RUN = Path("runs/quickstart")
 TOWERS = ("stage0_vision", "stage0_speech", "stage0_graph")
 CONTROLS = ("blind", "shuffled", "zeroed", "random_weights")
-STAGES = ("stage1_alignment", "stage2_instruction")
+STAGES = ("stage0_language", "stage1_alignment", "stage2_instruction")
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ REFERENCE: Mapping[str, Reference] = {
     "stage0_vision": Reference(600),
     "stage0_speech": Reference(870),
     "stage0_graph": Reference(95),
+    "stage0_language": Reference(400),
     "stage1_alignment": Reference(1240),
     "stage2_instruction": Reference(3360),
     "checkpoint": Reference(2, computes=False),
@@ -108,7 +109,8 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             needs=("data",),
         ),
         *(fit(name, ("data",), with_model=False) for name in TOWERS),
-        fit("stage1_alignment", ("tokenizer", *TOWERS), with_model=True),
+        fit("stage0_language", ("tokenizer",), with_model=True),
+        fit("stage1_alignment", ("stage0_language", *TOWERS), with_model=True),
         fit("stage2_instruction", ("stage1_alignment",), with_model=True),
         Phase(
             "checkpoint",

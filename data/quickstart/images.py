@@ -12,7 +12,7 @@ from data.quickstart.scenes import COLOURS, Scene, draw_scene
 from data.records import Record
 
 Pair = tuple[int, str]
-TURNS_PER_SCENE = 5
+TURNS_PER_SCENE = 7
 # Question types of the training dialogues, with their weights.
 TRAIN_KINDS: dict[str, float] = {
     "count": 1.0,
@@ -21,16 +21,16 @@ TRAIN_KINDS: dict[str, float] = {
     "digit_of_colour": 1.5,
     "leftmost": 1.2,
     "largest": 1.2,
-    "sum": 1.7,
-    "comparison": 1.4,
+    "sum": 2.0,
+    "comparison": 1.6,
     "exists": 0.8,
     "caption": 1.2,
     "ground": 1.6,
     "seg": 1.4,
-    "edit": 1.1,
+    "edit": 1.6,
     "draw": 0.4,
     "negated": 1.4,
-    "two": 0.9,
+    "two": 1.2,
 }
 QA_KINDS = ("count", "colour", "digit_of_colour", "leftmost", "largest", "sum", "comparison")
 EMPTY_SCENE = Scene(np.zeros((1, 1, 3), np.float32), ())
@@ -59,7 +59,7 @@ def random_scene(
 
 
 def scenes(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
-    """A training dialogue: five turns of different question types about one scene."""
+    """A training dialogue: seven turns of different question types about one scene."""
     rng = record_rng(seed, split, "scenes", index)
     given: list[Pair] = []
     if rng.random() < 0.5:  # sums are triangular otherwise: 0 and 18 would come once in a hundred

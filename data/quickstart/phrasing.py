@@ -285,6 +285,17 @@ PHRASINGS: dict[str, Phrasings] = {
         ("tell me how many speakers you hear.",),
         ("how many speakers are there in the clip?", "is it one speaker or two that you hear?"),
     ),
+    "voices": Phrasings(
+        (
+            "is the voice low or high?",
+            "does a low or a high voice speak?",
+            "do you hear a low voice, a high voice or both?",
+            "tell me whether the voice is low or high.",
+            "which voice do you hear, a low or a high one?",
+        ),
+        ("tell me which voice you hear, a low or a high one.",),
+        ("do you hear a low or a high voice?", "which voice is it, a low or a high one?"),
+    ),
     "spoken_question": Phrasings(
         (
             "answer the question.",
@@ -351,6 +362,6 @@ _QUESTIONS = ("tell me, {}", "now {}", "please tell me, {}", "just tell me, {}")
 _PLACES = {
     **dict.fromkeys(("count", "count_colour", "colour", "digit_of_colour", "leftmost", "largest"), "in the picture"),
     **dict.fromkeys(("sum", "greater_which", "greater_yes_no", "exists", "ground", "seg", "edit"), "in the picture"),
-    **dict.fromkeys(("speakers", "spoken_question"), "in the clip"),
+    **dict.fromkeys(("speakers", "voices", "spoken_question"), "in the clip"),
     **dict.fromkeys(("node_class", "link", "match"), "in the graph"),
 }

@@ -15,15 +15,16 @@ from pathlib import Path
 
 import torch
 
-from data.quickstart import espeak, graphs, images, routing, speech
+from data.quickstart import espeak, graphs, images, routing, speech, texts
 from data.quickstart.modules import ModuleGraph
 from data.records import RECORD_VERSION, Record
 from data.shards import ShardWriter
 
 SAMPLES_PER_SHARD = 500
 TRAIN_COUNTS = {
+    "texts": 8_000,
     "captions": 4_000,
-    "scenes": 12_000,
+    "scenes": 10_000,
     "draw": 4_000,
     "speech": 7_000,
     "spoken_images": 3_500,
@@ -56,6 +57,7 @@ _MAKERS: dict[str, Maker] = {
     "mask": images.mask,
     "edit": images.edit,
     "caption": images.caption,
+    "texts": texts.texts,
     "speech": speech.speech,
     "spoken_images": speech.spoken_images,
     "asr": speech.asr,

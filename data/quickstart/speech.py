@@ -82,6 +82,13 @@ def clip(texts: Sequence[tuple[str, Voice]], pause: float, rng: np.random.Genera
     return waveform * np.float32(rng.uniform(0.6, 1.3)) + hiss
 
 
+def numbers_as_words(text: str) -> str:
+    """The text with "seven" for "7"."""
+    for value, name in enumerate(DIGITS["en"]):
+        text = text.replace(f" {value}", f" {name}")
+    return text
+
+
 def _describe(draft: QuickstartDraft, voices: Sequence[Voice], language: str, transcript: str) -> None:
     draft.meta |= {
         "voice": "+".join((voices[0].language, voices[0].variant)),
@@ -130,6 +137,12 @@ def _some_fact(draft: QuickstartDraft, kind: str, answer: int, rng: np.random.Ge
     return said.answer
 
 
+def _registers(draft: QuickstartDraft) -> str:
+    """Whether the clip's voices are "low", "high" or "both": what tells the speakers apart."""
+    low = {variant in VARIANTS[draft.split]["low"] for variant in draft.meta["voices"]}
+    return "both" if len(low) == 2 else "low" if low == {True} else "high"
+
+
 def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """A training dialogue about one clip: transcribe it, and what else can be asked about it, in random order."""
     rng = record_rng(seed, split, "speech", index)
@@ -141,8 +154,10 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
         translation = _one_utterance(draft, ("digits", "command")[int(rng.random() < 0.55)], language, rng)
         asked += [("translate", translation)] if translation else []
         asked += [("speakers", "one")] if rng.random() < 0.1 else []
+        asked += [("voices", _registers(draft))] if rng.random() < 0.25 else []
     elif kind == "speakers":
         asked.append(("speakers", _some_speakers(draft, int(rng.integers(1, 3)), rng)))
+        asked += [("voices", _registers(draft))] if rng.random() < 0.6 else []
     else:
         fact_kind = FACT_KINDS[int(rng.integers(len(FACT_KINDS)))]
         asked.append(("spoken_question", _some_fact(draft, fact_kind, int(rng.integers(24)), rng)))
@@ -239,9 +254,7 @@ def _spoken_about_scene(
     draft = QuickstartDraft(prefix, split, index)
     draft.add_scene(scene)
     voice = random_voice("en", split, rng)
-    words = turn.text
-    for value, name in enumerate(DIGITS["en"]):
-        words = words.replace(f" {value}", f" {name}")
+    words = numbers_as_words(turn.text)
     draft.add_clip(clip([(words, voice)], 0, rng))
     _describe(draft, [voice], "en", plain(words))
     return draft, turn, Turns(scene, split, seed, rng)

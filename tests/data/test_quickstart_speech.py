@@ -115,3 +115,16 @@ def test_a_spoken_training_dialogue_transcribes_its_clip():
         answers = [message.content[0].text for message in record.messages[1::2]]
         assert record.meta["transcript"] in answers
         assert sum(part.type == "audio" for message in record.messages for part in message.content) == 1
+
+
+def test_training_clips_say_which_voices_speak():
+    seen: set[str] = set()
+    for index in range(60):
+        record, _ = speech.speech("train", index, 0)
+        replies = {message.content[0].text for message in record.messages if message.role == "assistant"}
+        low = tuple(sorted({voice in speech.VARIANTS["train"]["low"] for voice in record.meta["voices"]}))
+        answer = {(True,): "low", (False,): "high", (False, True): "both"}[low]
+        asked = {answer} if "voices" in record.meta["question_types"] else set()
+        assert replies & {"low", "high", "both"} == asked
+        seen |= asked
+    assert seen == {"low", "high", "both"}

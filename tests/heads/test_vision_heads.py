@@ -141,6 +141,24 @@ def test_the_region_of_a_call_reaches_its_channel() -> None:
     assert torch.equal(maps[3], region)
 
 
+def test_a_drawing_learns_from_several_times_spread_over_the_flow() -> None:
+    head = flow(num_draws=4)
+    seen: list[torch.Tensor] = []
+
+    def image_at_its_time(sample: torch.Tensor, time: torch.Tensor, *_: Any) -> torch.Tensor:
+        seen.append(time)
+        return time[:, None, None, None].expand_as(sample)
+
+    head._image = image_at_its_time  # type: ignore[method-assign]
+    targets = [{"canvas": torch.full((3, 8, 8), value)} for value in (0.0, 0.5)]
+    states = head(torch.randn(4, 8), [2, 2], [HeadContext(Call("draw", "red 3"))] * 2)
+    total = head.loss(states, targets).total
+    (times,) = seen
+    assert [int(time * 4) for time in times.tolist()] == [0, 1, 2, 3] * 2
+    expected = (times.unflatten(0, (2, 4)) - torch.tensor([[0.0], [0.5]])).square().mean(dim=1).sum()
+    torch.testing.assert_close(total, expected)
+
+
 def test_sampling_ends_in_the_expected_image() -> None:
     head = flow()
     image = torch.rand(3, 8, 8) * 2 - 1

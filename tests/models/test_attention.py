@@ -29,6 +29,16 @@ MODELS = {
             "query_pre_attn_scalar": 8,
         },
     ),
+    "gemma3 scaled embeddings": (
+        "gemma3_text",
+        GROUPED
+        | {
+            "head_dim": 8,
+            "sliding_window": 4,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    ),
     "gpt2": (
         "gpt2",
         {

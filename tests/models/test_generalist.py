@@ -97,6 +97,15 @@ def test_queries_carry_gradient_and_their_labels_are_not_learned(generalist: Gen
     assert (queries.grad.abs().sum(dim=1) > 0).all()
 
 
+def test_queries_enter_at_the_scale_of_the_embeddings(generalist: Generalist, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = torch.tensor(generalist.plan().vocabulary.query_ids["draw"])
+    queries = generalist.heads["image"].queries
+    assert torch.equal(generalist.embed(ids), queries)
+    embedding = generalist.language_model.model.get_input_embeddings()
+    monkeypatch.setattr(embedding, "scalar_embed_scale", 4.0, raising=False)  # Gemma's attribute
+    assert torch.equal(generalist.embed(ids), 4.0 * queries)
+
+
 def test_a_missing_encoder_is_named(generalist: Generalist) -> None:
     plan = generalist.plan()
     media = pack([rendered("audio", plan)], plan).media

@@ -1,0 +1,113 @@
+"""Records of text alone: scenes and clips in words, from which the language model learns to read before it sees.
+
+What stands in a picture or is said in a clip is written out, and the questions are those that will be asked about the
+media: looking up by colour or digit, adding, comparing, translating, copying words into calls. Learned from words these
+take minutes; a language model that starts with the media must find them together with the meaning of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.quickstart.images import random_pairs
+from data.quickstart.phrasing import VERBS, ask
+from data.quickstart.record_parts import QuickstartDraft, record_rng
+from data.quickstart.scene_turns import Turn, Turns, caption_of
+from data.quickstart.scenes import COLOURS, Digit, Scene
+from data.quickstart.speech import numbers_as_words
+from data.quickstart.utterances import FACT_KINDS, fact, plain, utterance
+from data.records import Part, Record
+
+TURNS_PER_TEXT = 8
+UTTERANCES_PER_TEXT = 4
+# Question types about a scene in words, with their weights.
+SCENE_KINDS: dict[str, float] = {
+    "count": 0.8,
+    "count_colour": 0.6,
+    "colour": 1.6,
+    "digit_of_colour": 1.6,
+    "leftmost": 0.8,
+    "sum": 2.0,
+    "comparison": 1.6,
+    "exists": 0.8,
+    "caption": 1.0,
+    "draw": 1.2,
+    "two": 0.8,
+    "negated": 1.2,
+}
+_COLOURS = tuple(COLOURS)
+_SCENE_SHARE = 0.65
+_SPOKEN_SHARE = 0.25
+
+
+def texts(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
+    """A training dialogue about a scene in words, or a few utterances in words."""
+    rng = record_rng(seed, split, "texts", index)
+    draft = QuickstartDraft("texts", split, index)
+    if rng.random() < _SCENE_SHARE:
+        _about_scene(draft, seed, rng)
+    else:
+        _about_utterances(draft, rng)
+    return draft.finish()
+
+
+def worded_scene(rng: np.random.Generator) -> Scene:
+    """One to four digits from left to right, that nobody painted."""
+    pairs = random_pairs(int(rng.integers(1, 5)), rng)
+    blank = np.zeros((1, 1), np.float32)
+    digits = [
+        Digit(-1, digit, colour, COLOURS[colour], blank, 8.0, blank > 0, (10.0 * place, 0.0, 10.0 * place + 8.0, 8.0))
+        for place, (digit, colour) in enumerate(pairs)
+    ]
+    return Scene(np.zeros((1, 1, 3), np.float32), tuple(digits))
+
+
+def _about_scene(draft: QuickstartDraft, seed: int, rng: np.random.Generator) -> None:
+    scene = worded_scene(rng)
+    turns = Turns(scene, draft.split, seed, rng)
+    weights = np.array(list(SCENE_KINDS.values()))
+    order = rng.choice(list(SCENE_KINDS), 2 * TURNS_PER_TEXT, p=weights / weights.sum())
+    made = [turn for turn in (_turn(turns, str(kind), draft.split, rng) for kind in order) if turn is not None]
+    for place, turn in enumerate(made[:TURNS_PER_TEXT]):
+        if turn.answer is not None and rng.random() < _SPOKEN_SHARE:  # as a voice would say it
+            turn.text = f"{ask('spoken_question', draft.split, rng)} {plain(numbers_as_words(turn.text))}"
+        if place == 0:
+            turn.text = f"{caption_of(scene)}. {turn.text}"
+        draft.add_turn(turn)
+    draft.meta["question_types"] = [turn.kind for turn in made[:TURNS_PER_TEXT]]
+
+
+def _turn(turns: Turns, kind: str, split: str, rng: np.random.Generator) -> Turn | None:
+    """A turn; drawings are called for and not drawn, since no head learns here."""
+    if kind not in ("draw", "two"):
+        return turns.make(kind)
+    names = [f"{_COLOURS[int(rng.integers(len(_COLOURS)))]} {int(rng.integers(10))}" for _ in range(2)]
+    if kind == "draw":
+        return _drawing("draw", ask("draw", split, rng, name=names[0]), names[:1])
+    verbs = [VERBS["draw"][int(rng.integers(len(VERBS["draw"])))].format(name=name) for name in names]
+    return _drawing("two", ask("two", split, rng, a=verbs[0], b=verbs[1]), names)
+
+
+def _drawing(kind: str, text: str, names: Sequence[str]) -> Turn:
+    return Turn(kind, text, calls=[Part("call", task="draw", prompt=name) for name in names])
+
+
+def _about_utterances(draft: QuickstartDraft, rng: np.random.Generator) -> None:
+    kinds: list[str] = []
+    for _ in range(UTTERANCES_PER_TEXT):
+        kind = str(rng.choice(["translate", "transcribe", "spoken_question"], p=[0.4, 0.3, 0.3]))
+        if kind == "spoken_question":
+            said = fact(FACT_KINDS[int(rng.integers(len(FACT_KINDS)))], int(rng.integers(24)), rng, rng.random() < 0.5)
+            words, answer = said.transcript, said.answer
+        else:
+            language = "en" if kind == "translate" or rng.random() < 0.6 else "de"
+            item = utterance(("digits", "command")[int(rng.random() < 0.6)], language, draft.split, rng)
+            words, answer = item.text, item.text
+            if kind == "translate":
+                assert item.translation is not None
+                answer = item.translation
+        draft.ask(f"{ask(kind, draft.split, rng)} {words}", [Part("text", text=answer)])
+        kinds.append(kind)
+    draft.meta["question_types"] = kinds
