@@ -23,21 +23,22 @@ ResizeMode = Literal["resize", "letterbox", "center_crop"]
 
 @dataclass
 class ImageProcessor:
-    """Turns a uint8 raster into normalised ``pixel_values``.
+    """Turns a uint8 raster into uint8 ``pixel_values`` of the encoder's input size; the encoder normalises them.
+
+    A quarter of the bytes of normalised floats go from the workers to the device, and heads that look at an image see
+    its colours.
 
     Args:
         input_size: (width, height) of the encoder's input in pixels.
         grid: (rows, columns) of the encoder's features.
         mode: How a raster is fitted: stretched, letterboxed or cropped about its centre.
-        mean: Per channel, of pixels in [0, 1].
-        std: Per channel.
+        mean: Colour of the padding, in [0, 1] per channel: the mean of the encoder's normalisation.
     """
 
     input_size: tuple[int, int]
     grid: tuple[int, int]
     mode: ResizeMode = "resize"
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    std: tuple[float, ...] = (0.5, 0.5, 0.5)
     kind: str = field(default="image", init=False)
 
     def layout(self, size: Sequence[int]) -> ItemLayout:
@@ -53,7 +54,7 @@ class ImageProcessor:
         return ItemLayout(grid=self.grid, original_size=(width, height), transform=transform)
 
     def __call__(self, raw: Any) -> tuple[dict[str, Tensor], ItemLayout]:
-        """Normalise, then crop, resize and pad (with the mean colour) a (3, H, W) uint8 raster.
+        """Crop, resize and pad (with the mean colour) a (3, H, W) uint8 raster.
 
         Raises:
             ValueError: If ``raw`` is not such a raster.
@@ -63,8 +64,8 @@ class ImageProcessor:
             raise ValueError(f"expected an image as a (3, H, W) uint8 tensor, got {given}")
         layout = self.layout((raw.shape[2], raw.shape[1]))
         assert layout.transform is not None
-        pixels = (raw.float() / 255 - torch.tensor(self.mean)[:, None, None]) / torch.tensor(self.std)[:, None, None]
-        return {"pixel_values": layout.transform.apply_image(pixels)}, layout
+        fill = [round(255 * mean) for mean in self.mean]
+        return {"pixel_values": layout.transform.apply_image(raw, fill=fill)}, layout
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every field, JSON-serialisable."""
@@ -131,7 +132,8 @@ class TimmEncoder(Encoder):
         self.hidden_size = hidden_size
         data = resolve_model_data_config(self.backbone)
         grid = (height // stride, width // stride)
-        self.processor = ImageProcessor((width, height), grid, resize_mode, tuple(data["mean"]), tuple(data["std"]))
+        self.processor = ImageProcessor((width, height), grid, resize_mode, tuple(data["mean"]))
+        self.normalise = PixelNorm(data["mean"], data["std"])
 
     def train(self, mode: bool = True) -> TimmEncoder:
         """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
@@ -146,8 +148,8 @@ class TimmEncoder(Encoder):
         return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
-        """Encode (B, 3, H, W) pixels to (B * rows * columns, d) features, row by row."""
-        pixels = inputs["pixel_values"].to(self.norm.weight.dtype)
+        """Encode (B, 3, H, W) uint8 pixels to (B * rows * columns, d) features, row by row."""
+        pixels = self.normalise(inputs["pixel_values"]).to(self.norm.weight.dtype)
         grid = self.processor.grid
         fused = self.positions(grid_positions(grid[0], grid[1], pixels.device).to(pixels.dtype))  # (rows, columns, d)
         for level, lateral in zip(self.backbone(pixels), self.laterals, strict=True):
@@ -156,6 +158,22 @@ class TimmEncoder(Encoder):
         features = self.norm(fused).flatten(0, 2)
         assert features.shape[0] == layout.total, "the layout does not describe these images"
         return features
+
+
+class PixelNorm(nn.Module):
+    """``(pixels / 255 - mean) / std`` of uint8 pixels (..., 3, H, W), in float32 on their device."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Normalise."""
+        return (pixels.float() / 255 - self.mean.float()) / self.std.float()
 
 
 POSITION_FREQUENCIES = 4

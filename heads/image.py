@@ -111,12 +111,7 @@ class FlowImageHead(Head):
         num_layers: Its layers.
         num_heads: Its heads.
         seed: Seed of the noise, together with the call's words (the parameter ``seed`` overrides it).
-        pixel_mean: Mean per channel of the encoder's normalisation.
-        pixel_std: Standard deviation per channel of the encoder's normalisation.
     """
-
-    pixel_mean: Tensor
-    pixel_std: Tensor
 
     def __init__(
         self,
@@ -136,8 +131,6 @@ class FlowImageHead(Head):
         num_layers: int = 2,
         num_heads: int = 4,
         seed: int = 0,
-        pixel_mean: Sequence[float] = (0.5, 0.5, 0.5),
-        pixel_std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
         super().__init__()
         if len(channels) < 2 or any(count % 8 for count in channels):
@@ -149,8 +142,6 @@ class FlowImageHead(Head):
         self.patch_size, self.num_draws, self.num_steps, self.seed = patch_size, num_draws, num_steps, seed
         self.source_noise, self.change_weight, self.heat_weight = source_noise, change_weight, heat_weight
         self.multiple = patch_size * 2 ** (len(channels) - 1)
-        self.register_buffer("pixel_mean", torch.tensor(list(pixel_mean)).view(3, 1, 1))
-        self.register_buffer("pixel_std", torch.tensor(list(pixel_std)).view(3, 1, 1))
         embedding_size = 4 * channels[0]
         self.condition = nn.Sequential(
             nn.LayerNorm(state_size),
@@ -201,7 +192,7 @@ class FlowImageHead(Head):
         """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
         prompts = [piece[: -self.num_queries] for piece in pieces]
         rows = [row for prompt in prompts for row in self._mean_and_last(prompt)]
-        return torch.stack(rows).unflatten(0, (-1, 2)) if rows else self.pixel_mean.new_zeros(0, 2, self.state_size)
+        return torch.stack(rows).unflatten(0, (-1, 2)) if rows else self.queries.new_zeros(0, 2, self.state_size)
 
     @staticmethod
     def _mean_and_last(prompt: Tensor) -> tuple[Tensor, Tensor]:
@@ -298,8 +289,7 @@ class FlowImageHead(Head):
         return torch.cat([blank[:5], _coordinates(blank), blank[:1], sketch])
 
     def _edit_maps(self, context: HeadContext, heat: Tensor) -> Tensor:
-        pixels = context.image.inputs["pixel_values"].float()
-        source = (pixels * self.pixel_std + self.pixel_mean) * 2 - 1
+        source = context.image.inputs["pixel_values"].float() / 127.5 - 1
         region = _rasterise(context.call, source)
         sketch = source.new_zeros(SKETCH_CHANNELS, *source.shape[-2:])
         return torch.cat([source, region, torch.ones_like(region), _coordinates(source), heat.sigmoid()[None], sketch])

@@ -169,7 +169,8 @@ class MaskHead(Head):
             )
             features = reading.values.transpose(1, 2).unflatten(-1, (rows, columns))
             heat = self.relevance(reading).sigmoid().unflatten(-1, (rows, columns))[:, None]
-            pixels = torch.stack([images[i].inputs["pixel_values"] for i in group]).to(features.dtype)
+            pixels = torch.stack([images[i].inputs["pixel_values"] for i in group])
+            pixels = (pixels.float() / 127.5 - 1).to(features.dtype)
             logits.update(zip(group, self.decoder(features, heat, reading.query, pixels), strict=True))
         return [logits[i] for i in range(len(contexts))]
 

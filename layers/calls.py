@@ -132,7 +132,7 @@ class MediaFeatures:
         kind: "image", "audio" or "graph".
         features: (N, d) encoder features, before the projector, with gradient while training.
         layout: Shape of those features; for images also the geometric transform.
-        inputs: This item's encoder inputs: ``pixel_values`` (3, H, W), ``input_features`` (mels, frames), or a
+        inputs: This item's encoder inputs: ``pixel_values`` (3, H, W) uint8, ``input_features`` (mels, frames), or a
             graph's ``x`` (nodes, d), ``edge_index`` (2, E).
         load_original: Reads the media as it was before the processor; called only by heads that need it.
     """

@@ -89,15 +89,15 @@ class GeometricTransform:
         limit = boxes.new_tensor([width, height, width, height])
         return torch.minimum(((boxes - shift) / scale).clamp(min=0), limit)
 
-    def apply_image(self, image: Tensor, *, fill: float = 0.0) -> Tensor:
+    def apply_image(self, image: Tensor, *, fill: Sequence[float] = (0.0,)) -> Tensor:
         """Crop, resize (antialiased bilinear) and pad an image.
 
         Args:
-            image: (C, H, W) float tensor in the original frame.
-            fill: Value of the padding.
+            image: (C, H, W) float or uint8 tensor in the original frame.
+            fill: Value of the padding, one per channel or one for all.
 
         Returns:
-            (C, input height, input width).
+            (C, input height, input width) of the same type; uint8 is rounded once, as it is in image libraries.
 
         Raises:
             ValueError: If the raster does not have ``original_size``.
@@ -108,9 +108,12 @@ class GeometricTransform:
         width, height = self.resized_size
         if window.shape[-2:] != (height, width):
             window = F.interpolate(window[None], (height, width), mode="bilinear", antialias=True)[0]
-        pad_right = self.input_size[0] - width - self.pad_left
-        pad_bottom = self.input_size[1] - height - self.pad_top
-        return F.pad(window, (self.pad_left, pad_right, self.pad_top, pad_bottom), value=fill)
+        if (width, height) == self.input_size:
+            return window.contiguous()
+        colour = torch.tensor(fill, dtype=image.dtype, device=image.device)[:, None, None]
+        canvas = colour.expand(image.shape[0], self.input_size[1], self.input_size[0]).clone()
+        canvas[:, self.pad_top : self.pad_top + height, self.pad_left : self.pad_left + width] = window
+        return canvas
 
     def apply_mask(self, mask: Tensor) -> Tensor:
         """Map a boolean mask (H, W) of the original frame to the input frame (input height, input width)."""

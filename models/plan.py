@@ -49,7 +49,7 @@ class BatchPlan:
             "chat_template": self.tokenizer.chat_template,
             "tasks": self.tasks.to_dict(),
             "processors": {kind: dict(item.fingerprint()) for kind, item in self.processors.items()},
-            "token_rules": {kind: asdict(rule) for kind, rule in self.token_rules.items()},
+            "token_rules": {kind: [type(rule).__name__, asdict(rule)] for kind, rule in self.token_rules.items()},
             "feature_costs": self.feature_costs,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -6,8 +6,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
+from timm.data import resolve_model_data_config
 
 from encoders.vision import ImageProcessor, TimmEncoder, grid_positions
+from layers.geometry import GeometricTransform
 from layers.layout import Layout
 
 NARROW = {"channels": [16, 16, 32, 32], "stem_width": 8}
@@ -67,7 +69,8 @@ def test_processor_and_transform_agree(mode: str) -> None:
     item, layout = processor(raster)
     assert layout == processor.layout((100, 60))
     assert item["pixel_values"].shape == (3, 48, 64)
-    bright = (item["pixel_values"][0] > 0).nonzero()
+    assert item["pixel_values"].dtype == torch.uint8
+    bright = (item["pixel_values"][0] > 140).nonzero()
     found = torch.tensor([*bright.min(0).values.flip(0), *(bright.max(0).values + 1).flip(0)])
     expected = layout.transform.apply_boxes([(30.0, 20.0, 70.0, 40.0)])[0]
     assert (found - expected).abs().max() <= 1.0
@@ -114,3 +117,23 @@ def test_positions_are_symmetric() -> None:
     assert positions.shape == (4, 6, 18)
     torch.testing.assert_close(positions[..., :2], -positions.flip(0, 1)[..., :2])
     assert positions[0, -1, 0] > 0 > positions[0, -1, 1]  # x grows to the right, y downwards
+
+
+def test_pixels_travel_as_bytes_and_are_normalised_once(encoder: TimmEncoder) -> None:
+    raster = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    item, _ = encoder.processor(raster)
+    assert torch.equal(item["pixel_values"], raster)
+    data = resolve_model_data_config(encoder.backbone)
+    mean, std = (torch.tensor(data[name])[:, None, None] for name in ("mean", "std"))
+    assert torch.equal(encoder.normalise(raster), (raster.float() / 255 - mean) / std)
+    assert not [name for name in encoder.state_dict() if name.startswith("normalise")]
+    padded = ImageProcessor((64, 48), (12, 16), mode="letterbox", mean=(0.2, 0.4, 0.6))
+    assert padded(raster)[0]["pixel_values"][:, 0, 0].tolist() == [51, 102, 153]
+
+
+@pytest.mark.parametrize("size", [(300, 200), (31, 77)])
+def test_resizing_bytes_equals_resizing_floats_up_to_rounding(size: tuple[int, int]) -> None:
+    transform = GeometricTransform.resize(size, (64, 48))
+    raster = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
+    difference = transform.apply_image(raster).float() - transform.apply_image(raster.float())
+    assert difference.abs().max() <= 1

@@ -37,7 +37,7 @@ def image_context(task: str, original: tuple[int, int], grid: tuple[int, int], s
     size = (grid[1] * stride, grid[0] * stride)
     layout = ItemLayout(grid, original, GeometricTransform.letterbox(original, size))
     features = torch.randn(grid[0] * grid[1], FEATURE, requires_grad=True)
-    pixels = torch.rand(3, size[1], size[0]) * 2 - 1
+    pixels = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
     media = MediaFeatures("image", features, layout, {"pixel_values": pixels})
     return HeadContext(Call(task, "red 7", (Region((0.2, 0.3, 0.6, 0.7)),)), [media])
 

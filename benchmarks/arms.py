@@ -1,0 +1,177 @@
+"""Arms: processes that do the same work, started in turn, with a watch on what else the machine does."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENTS = ROOT / "benchmarks" / ".environments"
+FOREIGN_LIMIT = 0.1
+"""Share of the processors that others may take during a round before the round is marked."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A command that prints one JSON object with its measurements as its last line.
+
+    Args:
+        name: Of the arm.
+        script: Its script below ``benchmarks/``.
+        arguments: Of the script.
+        environment: Folder of the virtual environment below ``benchmarks/.environments``; None is this one.
+    """
+
+    name: str
+    script: str
+    arguments: tuple[str, ...] = ()
+    environment: str | None = None
+
+    @property
+    def python(self) -> str:
+        """Its interpreter."""
+        if self.environment is None:
+            return sys.executable
+        return str(ENVIRONMENTS / self.environment / "bin" / "python")
+
+
+@dataclass
+class Round:
+    """One run of one arm.
+
+    Args:
+        arm: Which.
+        number: Which round.
+        values: What it printed.
+        foreign: Share of the machine's processors that others took meanwhile.
+    """
+
+    arm: str
+    number: int
+    values: dict[str, Any]
+    foreign: float
+
+
+@dataclass
+class Outcome:
+    """All rounds of all arms."""
+
+    rounds: list[Round] = field(default_factory=list)
+
+    def median(self, arm: str, name: str) -> float:
+        """Of an arm's rounds."""
+        return statistics.median(item.values[name] for item in self.rounds if item.arm == arm)
+
+    def arms(self) -> list[str]:
+        """The arms that ran, in order."""
+        return list(dict.fromkeys(item.arm for item in self.rounds))
+
+
+def run_arms(arms: Sequence[Arm], rounds: int, console: Console, timeout: float = 1800) -> Outcome:
+    """Run every arm once per round, in turn, so that a drift of the machine hits all alike.
+
+    Raises:
+        RuntimeError: If an arm fails; the message ends with what it wrote.
+    """
+    outcome = Outcome()
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    for number in range(rounds):
+        for arm in arms:
+            console.print(f"round {number + 1}/{rounds}: {arm.name}", end="\r")
+            command = [arm.python, str(ROOT / "benchmarks" / arm.script), *arm.arguments]
+            watch = _Watch()
+            result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
+            if result.returncode:
+                raise RuntimeError(f"arm '{arm.name}' failed with status {result.returncode}:\n{result.stderr[-2000:]}")
+            values = json.loads(result.stdout.strip().splitlines()[-1])
+            outcome.rounds.append(Round(arm.name, number, values, watch.foreign()))
+    return outcome
+
+
+def available(arms: Sequence[Arm], console: Console) -> list[Arm]:
+    """The arms whose environment is there; the others are named."""
+    there = [arm for arm in arms if Path(arm.python).exists()]
+    for arm in arms:
+        if arm not in there:
+            console.print(f"left out: {arm.name} (make bench-environments makes '{arm.environment}')")
+    return there
+
+
+def write_result(
+    name: str, outcome: Outcome, ratios: Mapping[str, float], fractions: Mapping[str, float], path: Path
+) -> None:
+    """Write ``ratios`` (ours over the rival's, above 1 is better), rows, machine, versions and foreign load."""
+    value = {
+        "name": name,
+        "ratios": dict(ratios),
+        **fractions,
+        "rows": [
+            {"arm": item.arm, "round": item.number, "foreign": item.foreign, **item.values} for item in outcome.rounds
+        ],
+        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "versions": {item.arm: item.values.get("versions", {}) for item in outcome.rounds},
+        "foreign_load": max((item.foreign for item in outcome.rounds), default=0.0),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def show(outcome: Outcome, names: Sequence[str], console: Console) -> None:
+    """A table of medians, and of the rounds in which others used the machine."""
+    table = Table("arm", "rounds", *names, "disturbed")
+    for arm in outcome.arms():
+        rounds = [item for item in outcome.rounds if item.arm == arm]
+        disturbed = sum(item.foreign > FOREIGN_LIMIT for item in rounds)
+        table.add_row(arm, str(len(rounds)), *(f"{outcome.median(arm, name):,.1f}" for name in names), str(disturbed))
+    console.print(table)
+
+
+def parser(name: str, description: str | None) -> argparse.ArgumentParser:
+    """The command line that benchmarks share."""
+    made = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=description)
+    made.add_argument("--rounds", type=int, default=5, help="rounds of all arms (%(default)s)")
+    made.add_argument("--json", type=Path, default=Path(f"runs/benchmarks/{name}.json"), help="result (%(default)s)")
+    return made
+
+
+class _Watch:
+    """How much of the processors others take: what the machine was busy, less what our children used."""
+
+    def __init__(self) -> None:
+        self.started, self.busy, self.own = time.perf_counter(), _busy(), _children()
+
+    def foreign(self) -> float:
+        """Their share since the start; 0 where the system does not tell."""
+        elapsed = time.perf_counter() - self.started
+        busy = _busy()
+        if busy is None or self.busy is None:
+            return 0.0
+        others = (busy - self.busy) - (_children() - self.own)
+        return max(0.0, others / (elapsed * (os.cpu_count() or 1)))
+
+
+def _busy() -> float | None:
+    try:
+        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+    except OSError:
+        return None
+    ticks = [int(value) for value in fields]
+    return (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
+
+
+def _children() -> float:
+    times = os.times()
+    return times.children_user + times.children_system

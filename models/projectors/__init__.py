@@ -1,0 +1,24 @@
+"""Projectors: encoder features to language-model width, and how many tokens an item becomes."""
+
+from models.projectors.grids import (
+    ConvProjector,
+    FrameStackProjector,
+    MLPProjector,
+    PixelShuffleProjector,
+    PoolProjector,
+)
+from models.projectors.projector import Projector, QueryRule, TokenRule
+from models.projectors.queries import PerceiverResampler, QFormerProjector
+
+__all__ = [
+    "ConvProjector",
+    "FrameStackProjector",
+    "MLPProjector",
+    "PerceiverResampler",
+    "PixelShuffleProjector",
+    "PoolProjector",
+    "Projector",
+    "QFormerProjector",
+    "QueryRule",
+    "TokenRule",
+]
