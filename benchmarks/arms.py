@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,10 @@ class Round:
     number: int
     values: dict[str, Any]
     foreign: float
+
+    def of_kind(self, kind: str) -> Round:
+        """The same with the kind of media before its arm's name."""
+        return replace(self, arm=f"{kind}/{self.arm}")
 
 
 @dataclass

@@ -10,6 +10,8 @@ from weakref import WeakKeyDictionary
 from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
+from routers.plain_text import plain_ids
+
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private use: they stand for a message's content while the template runs
 _MAX_CACHED = 50_000
 
@@ -56,8 +58,7 @@ class ChatText:
         """
         ids = self._texts.get(text)
         if ids is None:
-            encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-            ids = tuple(encoded["input_ids"])
+            ids = tuple(plain_ids(self.tokenizer, text))
             unknown = {self.tokenizer.unk_token_id} if self.tokenizer.unk_token_id is not None else set()
             forged = (self._special & set(ids)) - unknown
             if forged:

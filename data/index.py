@@ -1,7 +1,7 @@
-"""Random access to shards: offsets in ``X.tar.idx``, rendered lengths in ``X.tar.PLANHASH.len``.
+"""Random access to shards: offsets in ``X.tar.index.json``, rendered lengths in ``X.tar.PLANHASH.len``.
 
 Both sidecars are JSON, carry the shard's fingerprint (size and sampled content, no time stamps) and are refused when
-it has changed, or when the plan is another one.
+it has changed, or when the plan is another one. The first also carries a checksum of all bytes, for ``--verify``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import threading
 import warnings
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
@@ -24,7 +24,7 @@ from data.render import RenderedSize, RenderError, rendered_size
 from data.shards import BLOCK, Group, Sample, ShardError, assemble, open_shard, read_groups
 from models.plan import BatchPlan
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 _PROBES = 64
 _LONGEST_TAG = 64
 
@@ -59,12 +59,14 @@ class ShardIndex:
         fingerprint: Identifies its content.
         entries: Its samples.
         problems: (key, reason) of what is no sample; the key is empty where the rest of the shard is unreadable.
+        sha256: Of all its bytes, empty where it could not be read to its end.
     """
 
     path: str
     fingerprint: str
     entries: tuple[Entry, ...]
     problems: tuple[tuple[str, str], ...] = ()
+    sha256: str = ""
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -148,7 +150,7 @@ class ShardReader:
 
 def index_path(shard: str) -> str:
     """Where a shard's offsets lie."""
-    return f"{shard}.idx"
+    return f"{shard}.index.json"
 
 
 def lengths_path(shard: str, plan_hash: str) -> str:
@@ -176,8 +178,9 @@ def build_index(shard: str) -> ShardIndex:
     """
     entries: list[Entry] = []
     problems: list[tuple[str, str]] = []
+    digest, whole = hashlib.sha256(), True
     try:
-        for group in read_groups(shard):
+        for group in read_groups(shard, digest):
             problem = group.problem or (None if group.whole else _lack_of(shard, group))
             if problem is not None:
                 problems.append((group.key, problem))
@@ -186,12 +189,28 @@ def build_index(shard: str) -> ShardIndex:
                 entries.append(Entry(group.key, task, group.places, meta))
     except ShardError as error:
         problems.append(("", str(error)))
+        whole = False
     problems = [(key, reason.removeprefix(f"{shard}: ")) for key, reason in problems]
-    return ShardIndex(shard, fingerprint(shard), tuple(entries), tuple(problems))
+    sha256 = digest.hexdigest() if whole else ""
+    return ShardIndex(shard, fingerprint(shard), tuple(entries), tuple(problems), sha256)
+
+
+def verify_index(index: ShardIndex) -> None:
+    """Compare all bytes of a shard with those that it had when it was indexed; the fingerprint compares some.
+
+    Raises:
+        StaleIndexError: If they differ, or if there is nothing to compare with.
+    """
+    if not index.sha256:
+        raise StaleIndexError(f"{index.path}: expected a shard that could be read to its end, got a damaged one")
+    with open_shard(index.path) as stream:
+        found = hashlib.file_digest(cast(BinaryIO, stream), "sha256").hexdigest()
+    if found != index.sha256:
+        raise StaleIndexError(f"{index.path}: expected the bytes with SHA-256 {index.sha256}, got {found}")
 
 
 def load_index(shard: str) -> ShardIndex:
-    """Read a shard's ``.idx``.
+    """Read a shard's ``.index.json``.
 
     Raises:
         FileNotFoundError: If there is none.
@@ -203,7 +222,7 @@ def load_index(shard: str) -> ShardIndex:
         for key, task, files, meta in value["samples"]
     )
     problems = tuple((key, reason) for key, reason in value["problems"])
-    return ShardIndex(shard, value["shard"], entries, problems)
+    return ShardIndex(shard, value["shard"], entries, problems, value["sha256"])
 
 
 def ensure_index(shard: str) -> ShardIndex:
@@ -226,7 +245,7 @@ def ensure_index(shard: str) -> ShardIndex:
         lost = tuple((key, "lost where the shard is damaged") for key in sorted(before - there))
         index = replace(index, problems=index.problems + lost)
     samples = [[entry.key, entry.task, entry.members, entry.meta] for entry in index.entries]
-    facts = {"version": INDEX_VERSION, "shard": index.fingerprint}
+    facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "sha256": index.sha256}
     _write_sidecar(index_path(shard), {**facts, "samples": samples, "problems": index.problems})
     return index
 

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import struct
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
+from data.jpeg import read_jpeg_header
 from data.records import Media, Target, parse_json
 from layers.media import Audio, Graph
 
@@ -177,12 +177,13 @@ def resampled_length(samples: int, from_rate: int, to_rate: int) -> int:
 
 
 def _decode_image(file: str, data: bytes, size: tuple[int, ...] | None) -> Tensor:
+    jpeg = read_jpeg_header(data)
     try:
-        with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
-            if size is not None and image.size not in (size, size[::-1]):
-                _refuse_size(file, size, image.size)
-            _check_still(file, image)
-            raster = _decode_jpeg(data) if image.format == "JPEG" and image.mode == "RGB" else _raster(file, image)
+        if jpeg is not None and jpeg.components == 3:
+            _check_size(file, (jpeg.width, jpeg.height), size)
+            raster = _decode_jpeg(data)
+        else:
+            raster = _decode_through_pil(file, data, size)
     except MediaError:
         raise
     except _IMAGE_ERRORS as error:
@@ -194,20 +195,27 @@ def _decode_image(file: str, data: bytes, size: tuple[int, ...] | None) -> Tenso
     return raster
 
 
-def _check_still(file: str, image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
-        raise MediaError(f"'{file}': expected at most {MAX_PIXELS:,} pixels, got {image.width}x{image.height}")
-    if getattr(image, "is_animated", False) and image.format != "MPO":  # of a stereo photograph, the first is meant
-        raise MediaError(f"'{file}': expected a still image, got one of several frames")
+def _decode_through_pil(file: str, data: bytes, size: tuple[int, ...] | None) -> Tensor:
+    with Image.open(io.BytesIO(data), formats=IMAGE_FORMATS) as image:
+        _check_size(file, image.size, size)
+        if getattr(image, "is_animated", False) and image.format != "MPO":  # of a stereo photograph, the first is meant
+            raise MediaError(f"'{file}': expected a still image, got one of several frames")
+        return _raster(file, image)
+
+
+def _check_size(file: str, given: tuple[int, int], expected: tuple[int, ...] | None) -> None:
+    """Refuse what is not declared, or too large, before any memory is taken; an orientation may swap the sides."""
+    if expected is not None and given not in (expected, expected[::-1]):
+        _refuse_size(file, expected, given)
+    if given[0] * given[1] > MAX_PIXELS:
+        raise MediaError(f"'{file}': expected at most {MAX_PIXELS:,} pixels, got {given[0]}x{given[1]}")
 
 
 def _decode_jpeg(data: bytes) -> Tensor:
-    """(3, H, W) after EXIF orientation; half as long as through PIL, with the same pixels."""
+    """(3, H, W) after EXIF orientation, a view of (H, W, 3); half as long as through PIL, with the same pixels."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the bytes are read-only, and nobody writes into them
-            encoded = torch.frombuffer(data, dtype=torch.uint8)
-        return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True).contiguous()
+        encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)  # torch warns of memory that it may not write
+        return decode_jpeg(encoded, ImageReadMode.RGB, apply_exif_orientation=True)
     except RuntimeError as error:
         raise ValueError(str(error).splitlines()[0]) from None
 

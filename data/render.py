@@ -276,16 +276,7 @@ def _normalised(box: tuple[float, ...], layout: ItemLayout) -> Box:
     x1, y1, x2, y2 = box
     if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
         raise ValueError(f"region: expected x1 < x2 <= {width} and y1 < y2 <= {height} from 0 on, got {list(box)}")
-    (scale_x, scale_y), (left, top) = transform.scale, transform.crop_xyxy[:2]
-    input_width, input_height = transform.input_size
-
-    def to_x(x: float) -> float:
-        return min(max(((x - left) * scale_x + transform.pad_left) / input_width, 0.0), 1.0)
-
-    def to_y(y: float) -> float:
-        return min(max(((y - top) * scale_y + transform.pad_top) / input_height, 0.0), 1.0)
-
-    seen = (to_x(x1), to_y(y1), to_x(x2), to_y(y2))
+    seen = transform.normalise_box(box)
     if seen[0] >= seen[2] or seen[1] >= seen[3]:
         raise ValueError(
             f"region: expected one that the model sees, the crop {transform.crop_xyxy} removes {list(box)}"

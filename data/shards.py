@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import IO, cast
+from typing import IO, Protocol, cast
 
 import fsspec
 from braceexpand import braceexpand
@@ -242,6 +242,13 @@ def open_shard(path: str) -> IO[bytes]:
     return stream
 
 
+class Digest(Protocol):
+    """What :mod:`hashlib` makes."""
+
+    def update(self, data: bytes, /) -> None:
+        """Take more bytes."""
+
+
 @dataclass
 class Group:
     """What lies side by side under one key.
@@ -261,8 +268,12 @@ class Group:
     whole: bool = True
 
 
-def read_groups(path: str) -> Iterator[Group]:
+def read_groups(path: str, digest: Digest | None = None) -> Iterator[Group]:
     """Everything in a shard by key, read front to back, so that nothing but reading is asked of the stream.
+
+    Args:
+        path: The shard.
+        digest: A hash that is given all bytes on their way; of a damaged shard, those up to where reading ends.
 
     Raises:
         ShardError: After the last key before it, if the shard is cut short or damaged from there on.
@@ -270,7 +281,7 @@ def read_groups(path: str) -> Iterator[Group]:
     seen: set[str] = set()
     group: Group | None = None
     with open_shard(path) as stream:
-        watched = _Watched(stream)
+        watched = _Watched(stream, digest)
         try:
             with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=_BUFFER) as tar:
                 while (info := tar.next()) is not None:
@@ -308,8 +319,8 @@ def read_groups(path: str) -> Iterator[Group]:
 class _Watched:
     """A stream read front to back that knows how long it is, and where its last byte lies that is not zero."""
 
-    def __init__(self, stream: IO[bytes]) -> None:
-        self.stream = stream
+    def __init__(self, stream: IO[bytes], digest: Digest | None = None) -> None:
+        self.stream, self.digest = stream, digest
         self.size = self.content = 0
 
     def read(self, count: int) -> bytes:
@@ -318,6 +329,8 @@ class _Watched:
         if written:
             self.content = self.size + written
         self.size += len(data)
+        if self.digest is not None:
+            self.digest.update(data)
         return data
 
 

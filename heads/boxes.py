@@ -32,18 +32,19 @@ class BoxTargetProcessor:
         Raises:
             ValueError: If there is no image, not exactly one box, or a box outside the image or without area.
         """
-        box = torch.as_tensor(value, dtype=torch.float64).reshape(-1)
-        if box.numel() != 4:
-            raise ValueError(f"a box target is 4 numbers x1 y1 x2 y2, got {box.numel()}")
+        numbers = value.flatten().tolist() if isinstance(value, Tensor) else list(value)
+        if len(numbers) == 1 and isinstance(numbers[0], Sequence):
+            numbers = list(numbers[0])
+        if len(numbers) != 4:
+            raise ValueError(f"a box target is 4 numbers x1 y1 x2 y2, got {len(numbers)}")
         transform = media[-1].transform if media else None
         if transform is None:
             raise ValueError("a box target needs an image before the call, the conversation has none")
         width, height = transform.original_size
-        x1, y1, x2, y2 = box.tolist()
+        x1, y1, x2, y2 = numbers
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise ValueError(f"box {[x1, y1, x2, y2]} does not lie within its image of {width}x{height} pixels")
-        extent = torch.tensor([*transform.input_size] * 2, dtype=torch.float64)
-        return {"boxes_xyxy": (transform.apply_boxes(box[None])[0] / extent).clamp(0, 1).float()}
+            raise ValueError(f"box {numbers} does not lie within its image of {width}x{height} pixels")
+        return {"boxes_xyxy": torch.tensor(transform.normalise_box(numbers))}
 
 
 @dataclass

@@ -81,6 +81,22 @@ class GeometricTransform:
         scale, shift = self._affine(boxes)
         return boxes * scale + shift
 
+    def normalise_box(self, box_xyxy: Sequence[float]) -> Box:
+        """Map one original-frame box to fractions of the input frame, clipped to it; no tensors, for data workers."""
+        x1, y1, x2, y2 = box_xyxy
+        (scale_x, scale_y), (left, top) = self.scale, self.crop_xyxy[:2]
+        width, height = self.input_size
+
+        def along(value: float, start: int, scale: float, pad: int, extent: int) -> float:
+            return min(max(((value - start) * scale + pad) / extent, 0.0), 1.0)
+
+        return (
+            along(x1, left, scale_x, self.pad_left, width),
+            along(y1, top, scale_y, self.pad_top, height),
+            along(x2, left, scale_x, self.pad_left, width),
+            along(y2, top, scale_y, self.pad_top, height),
+        )
+
     def invert_boxes(self, boxes_xyxy: Sequence[Box] | Tensor) -> Tensor:
         """Map input-frame boxes (N, 4) back to original pixels, clipped to the raster."""
         boxes = torch.as_tensor(boxes_xyxy, dtype=torch.float64).reshape(-1, 4)
@@ -97,7 +113,8 @@ class GeometricTransform:
             fill: Value of the padding, one per channel or one for all.
 
         Returns:
-            (C, input height, input width) of the same type; uint8 is rounded once, as it is in image libraries.
+            (C, input height, input width) of the same type, a view where nothing changes; uint8 is rounded once, as it
+            is in image libraries.
 
         Raises:
             ValueError: If the raster does not have ``original_size``.
@@ -109,7 +126,7 @@ class GeometricTransform:
         if window.shape[-2:] != (height, width):
             window = F.interpolate(window[None], (height, width), mode="bilinear", antialias=True)[0]
         if (width, height) == self.input_size:
-            return window.contiguous()
+            return window
         colour = torch.tensor(fill, dtype=image.dtype, device=image.device)[:, None, None]
         canvas = colour.expand(image.shape[0], self.input_size[1], self.input_size[0]).clone()
         canvas[:, self.pad_top : self.pad_top + height, self.pad_left : self.pad_left + width] = window

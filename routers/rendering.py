@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
 from layers.geometry import coordinate_to_bin
 from routers.decimals import format_decimal_box
+from routers.plain_text import plain_ids
 from routers.tasks import Payload, TaskSpec
 from routers.vocabulary import Vocabulary
 
@@ -49,7 +50,7 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
     prompt = call.prompt.strip()
     if prompt:
         _check_payload(task, "prompt")
-    ids = [vocabulary.open_ids[task.name], *_encode(tokenizer, prompt)]
+    ids = [vocabulary.open_ids[task.name], *plain_ids(tokenizer, prompt)]
     num_prompt_ids = len(ids) - 1
     for grounding in call.groundings:
         ids += _render_grounding(grounding, task, vocabulary, tokenizer)
@@ -81,7 +82,7 @@ def _render_grounding(
         assert vocabulary.end_region_id is not None
         return [
             vocabulary.region_id,
-            *_encode(tokenizer, format_decimal_box(grounding.box_xyxy)),
+            *plain_ids(tokenizer, format_decimal_box(grounding.box_xyxy)),
             vocabulary.end_region_id,
         ]
     if isinstance(grounding, TimeSpan):
@@ -110,10 +111,3 @@ def _indexed(ids: Sequence[int], index: int, what: str, task: TaskSpec) -> int:
     if not 0 <= index < len(ids):
         raise ValueError(f"{what} of task '{task.name}': expected an index from 0 to {len(ids) - 1}, got {index}")
     return ids[index]
-
-
-def _encode(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Ids of plain text; text that looks like a control token stays ordinary text."""
-    if not text:
-        return []
-    return list(tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"])

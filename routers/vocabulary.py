@@ -7,6 +7,7 @@ from typing import cast
 
 from transformers import AddedToken, PreTrainedTokenizerBase
 
+from routers.plain_text import plain_ids
 from routers.tasks import TaskTable
 
 MEDIA_KINDS: tuple[str, ...] = ("image", "audio", "graph")
@@ -72,8 +73,7 @@ class Vocabulary:
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of plain text; text that looks like a control token stays ordinary text."""
-        encoded = self.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return cast(list[int], encoded["input_ids"])
+        return plain_ids(self.tokenizer, text)
 
     def decode_text(self, token_ids: Sequence[int]) -> str:
         """The text of token ids as it stands; the inverse of :meth:`encode_text` for tokenizers that lose nothing."""

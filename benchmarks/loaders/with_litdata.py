@@ -1,7 +1,12 @@
 """Arm: litdata over its own chunks of the same bytes."""
 
-from litdata import StreamingDataLoader, StreamingDataset
-from work import BATCH, WORKERS, Decoder, arguments, collate, measure
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from litdata import StreamingDataLoader, StreamingDataset, optimize
+from work import BATCH, WORKERS, Decoder, arguments, collate, measure, raw_samples
 
 
 class Samples(StreamingDataset):
@@ -11,20 +16,38 @@ class Samples(StreamingDataset):
         super().__init__(directory, shuffle=True, seed=0)
         self.decode = decode
 
-    def __getitem__(self, index: object) -> dict[str, object]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:
         """A decoded sample."""
         item = super().__getitem__(index)
         return self.decode(item["media"], item["text"])
 
 
+def _both(sample: tuple[bytes, bytes]) -> dict[str, bytes]:
+    return {"media": sample[0], "text": sample[1]}
+
+
 def main() -> None:
-    """Measure."""
+    """Prepare, or measure."""
     args = arguments()
-    dataset = Samples(str(args.data / "litdata"), Decoder(args.data, args.kind))
+    directory = args.data / args.kind / "litdata"
+    if args.prepare:
+        shutil.rmtree(directory, ignore_errors=True)
+        samples = list(raw_samples(args.data, args.kind))
+        optimize(fn=_both, inputs=samples, output_dir=str(directory), chunk_bytes="64MB", num_workers=1)
+        return
     loader = StreamingDataLoader(
-        dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True, shuffle=True
+        Samples(str(directory), Decoder(args.data, args.kind)),
+        batch_size=BATCH,
+        num_workers=WORKERS,
+        collate_fn=collate,
+        persistent_workers=True,
     )
-    measure(lambda: iter(loader), "litdata")
+
+    def epoch() -> Iterator[torch.Tensor]:
+        for batch in loader:
+            yield batch["media"]
+
+    measure(epoch, "litdata")
 
 
 if __name__ == "__main__":

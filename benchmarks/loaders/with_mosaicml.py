@@ -1,8 +1,13 @@
 """Arm: mosaicml-streaming over its own shards of the same bytes."""
 
-from streaming import StreamingDataset
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from streaming import MDSWriter, StreamingDataset
 from torch.utils.data import DataLoader
-from work import BATCH, WORKERS, Decoder, arguments, collate, measure
+from work import BATCH, WORKERS, Decoder, arguments, collate, measure, raw_samples
 
 
 class Samples(StreamingDataset):
@@ -12,18 +17,30 @@ class Samples(StreamingDataset):
         super().__init__(local=directory, shuffle=True, shuffle_seed=0, batch_size=BATCH)
         self.decode = decode
 
-    def __getitem__(self, index: object) -> dict[str, object]:
+    def __getitem__(self, index: Any) -> dict[str, Any]:
         """A decoded sample."""
         item = super().__getitem__(index)
         return self.decode(item["media"], item["text"])
 
 
 def main() -> None:
-    """Measure."""
+    """Prepare, or measure."""
     args = arguments()
-    dataset = Samples(str(args.data / "mosaicml"), Decoder(args.data, args.kind))
+    directory = args.data / args.kind / "mosaicml"
+    if args.prepare:
+        shutil.rmtree(directory, ignore_errors=True)
+        with MDSWriter(out=str(directory), columns={"media": "bytes", "text": "bytes"}) as writer:
+            for media, text in raw_samples(args.data, args.kind):
+                writer.write({"media": media, "text": text})
+        return
+    dataset = Samples(str(directory), Decoder(args.data, args.kind))
     loader = DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True)
-    measure(lambda: iter(loader), "mosaicml-streaming")
+
+    def epoch() -> Iterator[torch.Tensor]:
+        for batch in loader:
+            yield batch["media"]
+
+    measure(epoch, "mosaicml-streaming")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
 """What every loader's arm does with a sample, and how an arm is timed.
 
-A sample is a picture or a clip, a question, an answer and a box. An arm decodes the media to uint8 pixels or to floats,
-tokenises the text with the same tokenizer, and delivers batches (or packs) to the trainer's process. It imports nothing
-of Switchyard, so that it runs in an environment of its own.
+A sample is a record: a picture or a clip, a question, an answer and a box. An arm decodes the media to uint8 pixels or
+to floats, tokenises the text, and delivers batches to the trainer's process. The rivals' arms import nothing of
+Switchyard, so that each runs in an environment of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import json
-import resource
+import os
+import tarfile
 import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -20,14 +22,17 @@ import torch
 
 BATCH = 64
 WORKERS = 2
-SIDE = 224
+MEDIA = {"image": "photo.jpg", "audio": "clip.flac"}
+RESOLUTION = 1 << 15
 
 
 def arguments() -> argparse.Namespace:
-    """``--data DIR --kind image|audio``."""
+    """The command line of an arm."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--kind", choices=("image", "audio"), default="image")
+    parser.add_argument("--data", type=Path, required=True, help="folder with tokenizer/ and one folder per kind")
+    parser.add_argument("--kind", choices=tuple(MEDIA), default="image")
+    parser.add_argument("--prepare", action="store_true", help="write the loader's own format and stop")
+    parser.add_argument("--sources", type=int, default=1, help="ours only: the shards as so many sources")
     return parser.parse_args()
 
 
@@ -35,25 +40,25 @@ class Decoder:
     """Media and text of a sample, decoded; the tokenizer is read in the worker that first needs it."""
 
     def __init__(self, data: Path, kind: str) -> None:
-        self.path, self.kind, self._tokenizer = str(data / "tokenizer.json"), kind, None
+        self.path, self.kind, self._tokenizer = str(data / "tokenizer" / "tokenizer.json"), kind, None
 
     def __call__(self, media: bytes, text: bytes) -> dict[str, Any]:
-        """``pixels`` (3, H, W) uint8 or ``waveform`` (samples,) float32, ``ids`` and ``box``."""
-        fields = json.loads(text)
-        ids = self.tokenizer.encode(fields["question"] + fields["answer"]).ids
-        return {**self.media(media), "ids": torch.tensor(ids), "box": torch.tensor(fields["box"])}
+        """``media`` (3, H, W) uint8 or (samples,) float32, ``ids`` of question and answer, and ``box``."""
+        record = json.loads(text)
+        question, answer = (message["content"] for message in record["messages"])
+        ids = self.tokenizer.encode(question[-1]["text"] + answer[0]["text"]).ids
+        box = record["targets"]["place"]["value"] if self.kind == "image" else [0.0] * 4
+        return {"media": self.media(media), "ids": torch.tensor(ids), "box": torch.tensor(box)}
 
-    def media(self, data: bytes) -> dict[str, torch.Tensor]:
+    def media(self, data: bytes) -> torch.Tensor:
         """The media alone."""
         if self.kind == "image":
             from torchvision.io import ImageReadMode, decode_jpeg
 
-            return {"pixels": decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)}
-        import io
-
+            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
         import soundfile
 
-        return {"waveform": torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])}
+        return torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
 
     @property
     def tokenizer(self) -> Any:
@@ -70,43 +75,75 @@ class Decoder:
 
 def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     """A batch: media stacked, ids padded."""
-    name = "pixels" if "pixels" in samples[0] else "waveform"
-    ids = torch.nn.utils.rnn.pad_sequence([sample["ids"] for sample in samples], batch_first=True)
     return {
-        "media": torch.stack([sample[name] for sample in samples]),
-        "ids": ids,
+        "media": torch.stack([sample["media"] for sample in samples]),
+        "ids": torch.nn.utils.rnn.pad_sequence([sample["ids"] for sample in samples], batch_first=True),
         "box": torch.stack([sample["box"] for sample in samples]),
-        "tokens": sum(len(sample["ids"]) for sample in samples),
     }
 
 
-def checksum(batch: dict[str, Any]) -> tuple[int, int, int]:
-    """(samples, tokens, a sum over a pixel or sample of each): the same for every loader over one epoch."""
-    media = batch["media"]
-    corner = media[:, :, 7, 11].long().sum() if media.ndim == 4 else (media[:, 1000] * 2**15).long().sum()
-    return len(media), batch["tokens"], int(corner)
+def raw_samples(data: Path, kind: str) -> Iterator[tuple[bytes, bytes]]:
+    """(media, record) of every sample of the shards, as bytes."""
+    for shard in sorted((data / kind / "tar").glob("*.tar")):
+        with tarfile.open(shard) as tar:
+            files: dict[str, bytes] = {}
+            for member in tar:
+                body = tar.extractfile(member)
+                assert body is not None
+                name = member.name.split(".", 1)[1]
+                files[name] = body.read()
+                if len(files) == 2:
+                    yield files[MEDIA[kind]], files["json"]
+                    files = {}
 
 
-def measure(
-    epoch: Callable[[], Iterator[dict[str, Any]]], package: str, check: Callable[[Any], tuple[int, int, int]] = checksum
-) -> None:
-    """Go through one epoch to warm up and one to be timed; print what came out as JSON."""
+def fingerprint(media: torch.Tensor) -> tuple[int, int]:
+    """(samples, a sum over one value of each): after an epoch equal for all loaders that lose and double nothing."""
+    values = media[:, :, 7, 11].long() if media.ndim == 4 else (media[:, 1000] * RESOLUTION).round().long()
+    return len(media), int(values.sum())
+
+
+def measure(epoch: Callable[[], Iterator[torch.Tensor]], package: str) -> None:
+    """Go through one epoch to warm up and one to be timed; print what came out as JSON.
+
+    Args:
+        epoch: Starts an epoch of stacked media.
+        package: The loader's, for its version.
+    """
     for _ in epoch():
         pass
-    started, totals = time.perf_counter(), (0, 0, 0)
-    for batch in epoch():
-        totals = tuple(total + part for total, part in zip(totals, check(batch), strict=True))  # type: ignore[assignment]
+    started, samples, total, memory = time.perf_counter(), 0, 0, 0.0
+    for number, media in enumerate(epoch()):
+        count, value = fingerprint(media)
+        samples, total = samples + count, total + value
+        if number == 20:
+            paused = time.perf_counter()
+            memory = resident_mib()
+            started += time.perf_counter() - paused
     seconds = time.perf_counter() - started
-    own, children = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     result = {
-        "samples_per_second": totals[0] / seconds,
-        "samples": totals[0],
-        "tokens": totals[1],
-        "corner": totals[2],
-        "memory_mib": (own + WORKERS * children) / 1024,
+        "samples_per_second": samples / seconds,
+        "samples": samples,
+        "fingerprint": total,
+        "memory_mib": memory,
         "versions": {name: _version(name) for name in ("torch", "torchvision", package)},
     }
     print(json.dumps(result))
+
+
+def resident_mib() -> float:
+    """Resident memory of this process and its workers, pages that they share counted once."""
+    pending, total = [os.getpid()], 0
+    while pending:
+        process = pending.pop()
+        folder = Path("/proc") / str(process)
+        try:
+            rows = (folder / "smaps_rollup").read_text().splitlines()
+            pending += [int(child) for task in folder.glob("task/*/children") for child in task.read_text().split()]
+        except OSError:
+            continue  # ended meanwhile
+        total += next(int(row.split()[1]) for row in rows if row.startswith("Pss:"))
+    return total / 1024
 
 
 def _version(name: str) -> str:

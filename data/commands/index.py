@@ -7,20 +7,21 @@ import sys
 
 from rich.progress import track
 
-from data.index import ShardReader, ensure_index, ensure_lengths
+from data.index import ShardIndex, ShardReader, StaleIndexError, ensure_index, ensure_lengths, verify_index
 from data.shards import ShardError, expand
 
-HELP = "write the offsets of shards beside them (X.tar.idx), and their lengths for a checkpoint's plan"
+HELP = "write the offsets of shards beside them (X.tar.index.json), and their lengths for a checkpoint's plan"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("shards", nargs="+", help="folders, globs, brace patterns or addresses")
+    parser.add_argument("--verify", action="store_true", help="also compare all bytes with those that were indexed")
     parser.add_argument("--checkpoint", metavar="DIR", help="also measure rendered lengths under this model's plan")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Index; status 1 if a sample is damaged or does not render, 2 if there are no shards."""
+    """Index; status 1 if a sample is damaged or does not render, or bytes have changed, 2 if there are no shards."""
     plan = None
     if args.checkpoint is not None:
         from models.generalist import Generalist
@@ -34,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
             index = ensure_index(path)
             samples += len(index)
             errors += [f"{path}: '{key}': {reason}" if key else f"{path}: {reason}" for key, reason in index.problems]
+            if args.verify:
+                errors += _changed(index)
             if plan is not None:
                 lengths = ensure_lengths(index, plan, ShardReader())
                 tokens += sum(lengths.tokens)
@@ -46,3 +49,11 @@ def run(args: argparse.Namespace) -> int:
     told = f", {tokens} tokens" if plan is not None else ""
     print(f"{len(paths)} shards, {samples} samples{told}, {len(errors)} problems")
     return 1 if errors else 0
+
+
+def _changed(index: ShardIndex) -> list[str]:
+    try:
+        verify_index(index)
+    except StaleIndexError as error:
+        return [str(error)]
+    return []

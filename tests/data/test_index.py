@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import os
@@ -13,16 +14,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data.__main__ import main as data_main
 from data.index import (
     ShardReader,
     StaleIndexError,
     build_index,
     ensure_index,
     ensure_lengths,
+    fingerprint,
     index_path,
     lengths_path,
     load_index,
     load_lengths,
+    verify_index,
 )
 from data.mixtures import Source
 from data.records import RecordError
@@ -58,12 +62,35 @@ def test_a_stale_index_is_refused_and_remade(shards: Path, tmp_path: Path) -> No
         for number in range(20):
             writer.write(text_record(f"other-{number}"), {})
     Path(path).write_bytes(writer.paths[0].read_bytes())
-    with pytest.raises(StaleIndexError, match=r"mixed-000000\.tar\.idx: expected a sidecar of"):
+    with pytest.raises(StaleIndexError, match=r"mixed-000000\.tar\.index\.json: expected a sidecar of"):
         load_index(path)
     with pytest.warns(UserWarning, match="making it anew"):
         index = ensure_index(path)
     assert [entry.key for entry in index.entries] == [f"other-{number}" for number in range(20)]
     assert load_index(path) == index
+
+
+def test_the_checksum_finds_what_the_fingerprint_skips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with ShardWriter(tmp_path, "long", 1000) as writer:
+        for number in range(200):
+            writer.write(text_record(f"long-{number}"), {})
+    path = writer.paths[0]
+    index = ensure_index(str(path))
+    assert index.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    verify_index(index)
+    assert data_main(["index", "--verify", str(path)]) == 0
+    data = bytearray(path.read_bytes())
+    for offset, _ in (entry.members["json"] for entry in index.entries):
+        changed = data.copy()
+        changed[offset + 5] ^= 1
+        path.write_bytes(changed)
+        if fingerprint(str(path)) == index.fingerprint:
+            break
+    with pytest.raises(StaleIndexError, match="expected the bytes with SHA-256"):
+        verify_index(load_index(str(path)))
+    assert data_main(["index", str(path)]) == 0
+    assert data_main(["index", "--verify", str(path)]) == 1
+    assert "SHA-256" in capsys.readouterr().err
 
 
 def test_a_shard_that_changed_after_indexing_is_noticed_on_reading(shards: Path) -> None:
@@ -82,7 +109,7 @@ def test_a_shard_that_changed_after_indexing_is_noticed_on_reading(shards: Path)
 def test_a_damaged_sidecar_is_refused(shards: Path, content: bytes) -> None:
     path = expand(shards)[0]
     Path(index_path(path)).write_bytes(content)
-    with pytest.raises(StaleIndexError, match="idx"):
+    with pytest.raises(StaleIndexError, match=r"index\.json"):
         load_index(path)
 
 

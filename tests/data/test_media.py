@@ -221,7 +221,7 @@ def test_jpeg_has_the_pixels_that_pil_gives(orientation: int | None, options: di
     data = _encoded(_smooth(), "JPEG", exif=exif, **options)
     theirs = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
     ours = decode_media(Media("image", "i.jpg", theirs.size), data)
-    assert isinstance(ours, torch.Tensor) and ours.is_contiguous()
+    assert isinstance(ours, torch.Tensor)
     assert (ours.int() - torch.from_numpy(np.array(theirs)).permute(2, 0, 1).int()).abs().max() <= 1
     for cut in (10, len(data) // 2, len(data) - 10):
         with pytest.raises(MediaError, match=r"'i\.jpg': expected an image"):
