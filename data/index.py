@@ -6,31 +6,23 @@ it has changed, or when the plan is another one. The first also carries a checks
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import json
 import os
-import threading
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import IO, Any, BinaryIO, cast
-
-import fsspec
+from typing import Any, BinaryIO, cast
 
 from data.records import RecordError, parse_json
+from data.remote import is_remote, read_ranges, remote_size
 from data.render import RenderedSize, RenderError, rendered_size
 from data.shards import BLOCK, Group, Sample, ShardError, assemble, open_shard, read_groups
+from data.sidecars import StaleIndexError, keys_in_sidecar, read_sidecar, write_sidecar
 from models.plan import BatchPlan
 
 INDEX_VERSION = 4
 _PROBES = 64
 _LONGEST_TAG = 64
-
-
-class StaleIndexError(ValueError):
-    """A sidecar that does not belong to its shard or to the plan; names both."""
 
 
 @dataclass(frozen=True)
@@ -92,9 +84,6 @@ class ShardReader:
 
     def __init__(self) -> None:
         self._local: dict[str, int] = {}
-        self._remote: dict[str, IO[bytes]] = {}
-        self._owner = os.getpid()
-        self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, Any]:
         return {}
@@ -130,22 +119,12 @@ class ShardReader:
         return assemble(index.path, entry.key, files)
 
     def _pread(self, path: str, start: int, size: int) -> bytes:
-        if "://" in path:
-            return self._pread_remote(path, start, size)
+        if is_remote(path):
+            return read_ranges(path, [(start, size)])[0]
         descriptor = self._local.get(path)
         if descriptor is None:
             descriptor = self._local[path] = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
         return os.pread(descriptor, size, start)
-
-    def _pread_remote(self, path: str, start: int, size: int) -> bytes:
-        if self._owner != os.getpid():  # a connection does not survive a fork
-            self._remote, self._owner, self._lock = {}, os.getpid(), threading.Lock()
-        with self._lock:
-            if path not in self._remote:
-                self._remote[path] = fsspec.open(path, "rb").open()
-            stream = self._remote[path]
-            stream.seek(start)
-            return stream.read(size)
 
 
 def index_path(shard: str) -> str:
@@ -159,15 +138,28 @@ def lengths_path(shard: str, plan_hash: str) -> str:
 
 
 def fingerprint(shard: str) -> str:
-    """The shard's size and a hash of its first, its last and evenly spaced blocks; no time stamp."""
-    with open_shard(shard) as stream:
-        size = stream.seek(0, io.SEEK_END)
-        digest = hashlib.sha256(str(size).encode())
-        blocks = -(-size // BLOCK)
-        for probe in range(_PROBES + 1 if size else 0):
-            stream.seek((blocks - 1) * probe // _PROBES * BLOCK)
-            digest.update(stream.read(BLOCK))
+    """The shard's size and a hash of its first, its last and evenly spaced blocks; no time stamp.
+
+    Raises:
+        ShardError: If it cannot be read.
+    """
+    try:
+        size = remote_size(shard) if is_remote(shard) else os.stat(shard).st_size
+        last = -(-size // BLOCK) - 1
+        starts = [last * probe // _PROBES * BLOCK for probe in range(_PROBES + 1 if size else 0)]
+        ranges = [(start, min(BLOCK, size - start)) for start in starts]
+        blocks = read_ranges(shard, ranges) if is_remote(shard) else _read_local(shard, ranges)
+    except OSError as error:
+        raise ShardError(f"{shard}: cannot be opened: {error}") from None
+    digest = hashlib.sha256(str(size).encode())
+    for block in blocks:
+        digest.update(block)
     return f"{size}-{digest.hexdigest()[:32]}"
+
+
+def _read_local(path: str, ranges: Sequence[tuple[int, int]]) -> list[bytes]:
+    with open(path, "rb") as stream:
+        return [os.pread(stream.fileno(), size, start) for start, size in ranges]
 
 
 def build_index(shard: str) -> ShardIndex:
@@ -216,7 +208,7 @@ def load_index(shard: str) -> ShardIndex:
         FileNotFoundError: If there is none.
         StaleIndexError: If it belongs to another content of the shard.
     """
-    value = _read_sidecar(index_path(shard), {"shard": fingerprint(shard)})
+    value = read_sidecar(index_path(shard), {"version": INDEX_VERSION, "shard": fingerprint(shard)})
     entries = tuple(
         Entry(key, task, {name: (offset, size) for name, (offset, size) in files.items()}, meta)
         for key, task, files, meta in value["samples"]
@@ -238,7 +230,7 @@ def ensure_index(shard: str) -> ShardIndex:
         pass
     except StaleIndexError as error:
         warnings.warn(f"{error}; making it anew", stacklevel=2)
-        before = _keys_of(index_path(shard))
+        before = keys_in_sidecar(index_path(shard))
     index = build_index(shard)
     if any(not key for key, _ in index.problems):
         there = {entry.key for entry in index.entries} | {key for key, _ in index.problems}
@@ -246,7 +238,7 @@ def ensure_index(shard: str) -> ShardIndex:
         index = replace(index, problems=index.problems + lost)
     samples = [[entry.key, entry.task, entry.members, entry.meta] for entry in index.entries]
     facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "sha256": index.sha256}
-    _write_sidecar(index_path(shard), {**facts, "samples": samples, "problems": index.problems})
+    write_sidecar(index_path(shard), {**facts, "samples": samples, "problems": index.problems})
     return index
 
 
@@ -270,7 +262,7 @@ def load_lengths(index: ShardIndex, plan_hash: str) -> Lengths:
         StaleIndexError: If it was made for another plan or another content of the shard.
     """
     path = lengths_path(index.path, plan_hash)
-    value = _read_sidecar(path, {"shard": index.fingerprint, "plan": plan_hash})
+    value = read_sidecar(path, {"version": INDEX_VERSION, "shard": index.fingerprint, "plan": plan_hash})
     tokens, costs = tuple(value["tokens"]), tuple(value["costs"])
     if not len(tokens) == len(costs) == len(index):
         raise StaleIndexError(f"{path}: expected {len(index)} lengths, got {len(tokens)} and {len(costs)}")
@@ -288,7 +280,7 @@ def ensure_lengths(index: ShardIndex, plan: BatchPlan, reader: ShardReader) -> L
     lengths = measure_lengths(index, plan, reader)
     facts = {"version": INDEX_VERSION, "shard": index.fingerprint, "plan": plan.hash}
     measured = {"tokens": list(lengths.tokens), "costs": list(lengths.costs), "errors": lengths.errors}
-    _write_sidecar(lengths_path(index.path, plan.hash), {**facts, **measured})
+    write_sidecar(lengths_path(index.path, plan.hash), {**facts, **measured})
     return lengths
 
 
@@ -299,15 +291,6 @@ def _lack_of(shard: str, group: Group) -> str | None:
     except RecordError as error:
         return str(error)
     return None
-
-
-def _keys_of(path: str) -> set[str]:
-    """The keys in a sidecar of whatever version; none where it tells none."""
-    try:
-        with fsspec.open(path, "rb") as stream:
-            return {str(item[0]) for item in json.loads(stream.read())["samples"]}
-    except (OSError, ValueError, KeyError, TypeError, IndexError):
-        return set()
 
 
 def _facts_of(data: bytes) -> tuple[str, dict[str, Any]]:
@@ -324,35 +307,3 @@ def _facts_of(data: bytes) -> tuple[str, dict[str, Any]]:
 
 def _selectable(value: Any) -> bool:
     return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= _LONGEST_TAG)
-
-
-def _read_sidecar(path: str, facts: dict[str, Any]) -> dict[str, Any]:
-    with fsspec.open(path, "rb") as stream:
-        data = stream.read()
-    try:
-        value = json.loads(data)
-    except ValueError as error:
-        raise StaleIndexError(f"{path}: expected JSON, got: {error}") from None
-    given = {name: value.get(name) for name in ("version", *facts)} if isinstance(value, dict) else value
-    expected = {"version": INDEX_VERSION, **facts}
-    if given != expected:
-        raise StaleIndexError(f"{path}: expected a sidecar of {expected}, got {given}")
-    return value
-
-
-def _write_sidecar(path: str, value: dict[str, Any]) -> None:
-    data = json.dumps(value, separators=(",", ":")).encode()
-    try:
-        if "://" in path:
-            with fsspec.open(path, "wb") as stream:
-                stream.write(data)
-            return
-        partial = Path(f"{path}.{os.getpid()}.part")
-        try:
-            partial.write_bytes(data)
-            partial.replace(path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
-    except OSError as error:
-        warnings.warn(f"{path}: cannot be written ({error}); the next run makes it again", stacklevel=3)

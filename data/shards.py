@@ -6,6 +6,7 @@ A sample is ``KEY.json`` and its members ``KEY.NAME.EXT``, side by side.  Nothin
 from __future__ import annotations
 
 import glob
+import io
 import re
 import tarfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from braceexpand import braceexpand
 from webdataset.writer import TarWriter
 
 from data.records import FILE_PATTERN, KEY_PATTERN, Record, RecordError
+from data.remote import is_remote, open_remote
 
 BLOCK = 512
 _MAX_NAME = 100  # of a ustar header
@@ -236,7 +238,7 @@ def open_shard(path: str) -> IO[bytes]:
     """
     _refuse_commands(path)
     try:
-        stream: IO[bytes] = fsspec.open(path, "rb").open() if "://" in path else open(path, "rb")
+        stream = cast(IO[bytes], io.BufferedReader(open_remote(path), _BUFFER) if is_remote(path) else open(path, "rb"))
     except OSError as error:
         raise ShardError(f"{path}: cannot be opened: {error}") from None
     return stream
@@ -281,7 +283,7 @@ def read_groups(path: str, digest: Digest | None = None) -> Iterator[Group]:
     seen: set[str] = set()
     group: Group | None = None
     with open_shard(path) as stream:
-        watched = _Watched(stream, digest)
+        watched = _Watched(path, stream, digest)
         try:
             with tarfile.open(fileobj=cast(IO[bytes], watched), mode="r|", bufsize=_BUFFER) as tar:
                 while (info := tar.next()) is not None:
@@ -319,12 +321,15 @@ def read_groups(path: str, digest: Digest | None = None) -> Iterator[Group]:
 class _Watched:
     """A stream read front to back that knows how long it is, and where its last byte lies that is not zero."""
 
-    def __init__(self, stream: IO[bytes], digest: Digest | None = None) -> None:
-        self.stream, self.digest = stream, digest
+    def __init__(self, path: str, stream: IO[bytes], digest: Digest | None = None) -> None:
+        self.path, self.stream, self.digest = path, stream, digest
         self.size = self.content = 0
 
     def read(self, count: int) -> bytes:
-        data = self.stream.read(count)
+        try:
+            data = self.stream.read(count)
+        except OSError as error:
+            raise ShardError(f"{self.path}: cannot be read on after {self.size} bytes: {error}") from None
         written = len(data.rstrip(b"\0"))
         if written:
             self.content = self.size + written
@@ -365,7 +370,9 @@ def _content(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes:
 
 
 def _matches(path: str) -> list[str]:
-    if "://" in path:
+    if is_remote(path):
+        if path.endswith(".tar") and not _GLOB.search(path):  # to ask a web server whether it is a folder reads it all
+            return [path]
         filesystem, inner = fsspec.url_to_fs(path)
         found = filesystem.glob(f"{inner.rstrip('/')}/*.tar") if filesystem.isdir(inner) else filesystem.glob(inner)
         return [filesystem.unstrip_protocol(item) for item in found]
