@@ -19,10 +19,10 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data clean
 
 help: ## List the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 quickstart: $(RUN_STAMP) ## Make the data, train the small generalist, evaluate it and write its page (again: continue)
 	@$(VENV_PYTHON) -m training.quickstart --run "$(RUN)" $(ARGS)
@@ -44,6 +44,12 @@ test-all: lint ## Lint, then every test, slow ones too
 
 demonstrations: $(DEV_STAMP) ## The papers' claims at CPU size, slowly: make demonstrations NAME=instruction_diversity
 	$(VENV_PYTHON) -m demonstrations $(NAME) $(ARGS)
+
+bench-environments: $(DEV_STAMP) ## Environments of the loaders that ours is measured against
+	$(VENV_PYTHON) -m benchmarks.environments
+
+bench-data: $(DEV_STAMP) ## Loaders side by side; the table also as runs/benchmarks/data_loading.json
+	$(VENV_PYTHON) -m benchmarks.data_loading $(ARGS)
 
 clean: ## Remove caches and build output; runs/ and the environment stay
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -5,7 +5,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +16,15 @@ from megatron.energon import (
     SkipSample,
     WorkerConfig,
     basic_sample_keys,
+    edataclass,
     get_loader,
     get_train_dataset,
+    stateless,
 )
 from work import BATCH, MEDIA, WORKERS, Decoder, arguments, collate, measure
 
 
-@dataclass
+@edataclass
 class Decoded(Sample):
     """A sample after the cooker."""
 
@@ -33,25 +34,31 @@ class Decoded(Sample):
 class Encoder(DefaultTaskEncoder):
     """Cooks crude samples with the common decoder."""
 
+    decoder = None  # its own would give floats
+
     def __init__(self, decode: Decoder, name: str) -> None:
         super().__init__()
         self.decode, self.name = decode, name
         self.cookers = [Cooker(self.cook)]
 
+    @stateless
     def cook(self, sample: dict[str, Any]) -> Decoded:
         """Decode a crude sample."""
         if self.name not in sample:
             raise SkipSample
         return Decoded(**basic_sample_keys(sample), fields=self.decode(sample[self.name], sample["json"]))
 
+    @stateless
     def encode_sample(self, sample: Decoded) -> Decoded:
         """Nothing more."""
         return sample
 
-    def batch(self, samples: list[Decoded]) -> torch.Tensor:
-        """A stacked batch; its text and boxes come along."""
+    @stateless
+    def batch(self, samples: list[Decoded]) -> dict[str, Any]:
+        """A stacked batch with its text and boxes."""
         return collate([sample.fields for sample in samples])
 
+    @stateless
     def encode_batch(self, batch: dict[str, Any]) -> dict[str, Any]:
         """Nothing more."""
         return batch
