@@ -1,4 +1,4 @@
-"""Random access to shards: offsets in ``X.tar.index.json``, rendered lengths in ``X.tar.PLANHASH.len``.
+"""Random access to shards: offsets in ``X.tar.idx``, rendered lengths in ``X.tar.PLANHASH.len``.
 
 Both sidecars are JSON, carry the shard's fingerprint (size and sampled content, no time stamps) and are refused when
 it has changed, or when the plan is another one. The first also carries a checksum of all bytes, for ``--verify``.
@@ -129,7 +129,7 @@ class ShardReader:
 
 def index_path(shard: str) -> str:
     """Where a shard's offsets lie."""
-    return f"{shard}.index.json"
+    return f"{shard}.idx"
 
 
 def lengths_path(shard: str, plan_hash: str) -> str:
@@ -202,7 +202,7 @@ def verify_index(index: ShardIndex) -> None:
 
 
 def load_index(shard: str) -> ShardIndex:
-    """Read a shard's ``.index.json``.
+    """Read a shard's ``.idx``.
 
     Raises:
         FileNotFoundError: If there is none.

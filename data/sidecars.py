@@ -1,4 +1,8 @@
-"""Small JSON files beside shards; those of remote shards that nobody may write to lie in a cache of this machine."""
+"""Small JSON files beside shards.
+
+Where one cannot lie there, it lies in a cache of this machine: beside a remote shard that nobody may write to, or where
+another program keeps a file of the same name (Megatron-Energon writes ``X.tar.idx``, too), which is left alone.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,7 @@ import fsspec
 from data.remote import is_remote
 
 CACHE_VARIABLE = "SWITCHYARD_CACHE"
+_OURS = b'{"version"'
 
 
 class StaleIndexError(ValueError):
@@ -22,7 +27,9 @@ class StaleIndexError(ValueError):
 
 
 def cached_path(address: str) -> Path:
-    """Where the sidecar of a remote shard lies if it cannot lie beside it."""
+    """Where a sidecar lies that cannot lie beside its shard."""
+    if not is_remote(address):
+        address = str(Path(address).resolve())
     root = os.environ.get(CACHE_VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "switchyard")
     name = address.rstrip("/").rsplit("/", 1)[-1]
     return Path(root).expanduser() / "sidecars" / f"{hashlib.sha256(address.encode()).hexdigest()[:16]}-{name}"
@@ -59,6 +66,9 @@ def write_sidecar(path: str, value: dict[str, Any]) -> None:
     try:
         if is_remote(path):
             _write_remote(path, data)
+        elif _is_foreign(Path(path)):
+            warnings.warn(f"{path} belongs to another program and is left alone; ours is in the cache", stacklevel=3)
+            _write_cached(path, data)
         else:
             _write_local(Path(path), data)
     except OSError as error:
@@ -67,10 +77,12 @@ def write_sidecar(path: str, value: dict[str, Any]) -> None:
 
 def _bytes_of(path: str) -> bytes:
     """The cached one first: it is there because there could be none beside the shard."""
-    if not is_remote(path):
-        return Path(path).read_bytes()
     with contextlib.suppress(FileNotFoundError):
         return cached_path(path).read_bytes()
+    if not is_remote(path):
+        if _is_foreign(Path(path)):
+            raise FileNotFoundError(path)
+        return Path(path).read_bytes()
     filesystem, inner = fsspec.url_to_fs(path)
     content: bytes = filesystem.cat_file(inner)
     return content
@@ -84,9 +96,23 @@ def _write_remote(path: str, data: bytes) -> None:
             return
         except Exception:  # somebody else's bucket; every protocol's client has errors of its own
             pass
+    _write_cached(path, data)
+
+
+def _write_cached(path: str, data: bytes) -> None:
     place = cached_path(path)
     place.parent.mkdir(parents=True, exist_ok=True)
     _write_local(place, data)
+
+
+def _is_foreign(path: Path) -> bool:
+    """Whether there is a file that does not begin as ours do; one of ours that is damaged does."""
+    try:
+        with path.open("rb") as stream:
+            start = stream.read(len(_OURS))
+    except FileNotFoundError:
+        return False
+    return not _OURS.startswith(start) and start != _OURS
 
 
 def _write_local(path: Path, data: bytes) -> None:

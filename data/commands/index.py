@@ -10,7 +10,7 @@ from rich.progress import track
 from data.index import ShardIndex, ShardReader, StaleIndexError, ensure_index, ensure_lengths, verify_index
 from data.shards import ShardError, expand
 
-HELP = "write the offsets of shards beside them (X.tar.index.json), and their lengths for a checkpoint's plan"
+HELP = "write the offsets of shards beside them (X.tar.idx), and their lengths for a checkpoint's plan"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -31,6 +31,7 @@ from data.index import (
 from data.mixtures import Source
 from data.records import RecordError
 from data.shards import ShardWriter, expand, read_samples
+from data.sidecars import CACHE_VARIABLE
 from data.stream import SampleSet
 from models.plan import BatchPlan
 from tests.data.conftest import audio_sample, damaged, image_sample, text_record
@@ -62,7 +63,7 @@ def test_a_stale_index_is_refused_and_remade(shards: Path, tmp_path: Path) -> No
         for number in range(20):
             writer.write(text_record(f"other-{number}"), {})
     Path(path).write_bytes(writer.paths[0].read_bytes())
-    with pytest.raises(StaleIndexError, match=r"mixed-000000\.tar\.index\.json: expected a sidecar of"):
+    with pytest.raises(StaleIndexError, match=r"mixed-000000\.tar\.idx: expected a sidecar of"):
         load_index(path)
     with pytest.warns(UserWarning, match="making it anew"):
         index = ensure_index(path)
@@ -105,12 +106,27 @@ def test_a_shard_that_changed_after_indexing_is_noticed_on_reading(shards: Path)
         ShardReader().read(index, 3)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"version": 99}'])
+@pytest.mark.parametrize("content", [b"", b'{"version"', b'{"version": 99}'])
 def test_a_damaged_sidecar_is_refused(shards: Path, content: bytes) -> None:
     path = expand(shards)[0]
     Path(index_path(path)).write_bytes(content)
-    with pytest.raises(StaleIndexError, match=r"index\.json"):
+    with pytest.raises(StaleIndexError, match="idx"):
         load_index(path)
+
+
+@pytest.mark.parametrize("content", [b"[]", b"SQLite format 3\0...", b"TIDX\0\0"])
+def test_an_index_of_another_program_is_left_alone(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    path = expand(shards)[0]
+    foreign = Path(index_path(path))
+    foreign.write_bytes(content)
+    with pytest.warns(UserWarning, match="belongs to another program"):
+        index = ensure_index(path)
+    assert load_index(path) == index == build_index(path)
+    assert foreign.read_bytes() == content
+    assert [item.parent.name for item in (tmp_path / "cache").rglob("*.idx")] == ["sidecars"]
 
 
 def test_a_cut_shard_costs_what_lies_behind_the_cut(shards: Path) -> None:

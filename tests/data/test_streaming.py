@@ -33,7 +33,7 @@ def _samples(steps: Any, count: int) -> list[str]:
 def test_streaming_writes_nothing_and_reads_everything(shards: Path, plan: BatchPlan) -> None:
     seen = Counter(_samples(_stream(shards, plan).train_dataloader(), 60))
     assert len(seen) == 60 and max(seen.values()) - min(seen.values()) <= 2
-    assert not list(shards.glob("*.index.json"))
+    assert not list(shards.glob("*.idx"))
     other = _samples(_stream(shards, plan, seed=4).train_dataloader(), 60)
     assert other != _samples(_stream(shards, plan).train_dataloader(), 60)
 
