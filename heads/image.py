@@ -360,9 +360,9 @@ def _to_original(canvas: Tensor, context: HeadContext) -> Tensor:
     image = context.image
     transform = image.layout.transform
     assert transform is not None, "an image's layout has a transform"
-    (width, height), (left, top, right, bottom) = transform.resized_size, transform.crop_xyxy
-    window = canvas[:, transform.pad_top :, transform.pad_left :][:, :height, :width]
-    if (height, width) != (bottom - top, right - left):
+    left, top, right, bottom = transform.seen_xyxy
+    window = transform.window_of(canvas)
+    if window.shape[1:] != (bottom - top, right - left):
         window = F.interpolate(window[None], (bottom - top, right - left), mode="bilinear", antialias=True)[0]
     if window.shape[1:] == tuple(reversed(transform.original_size)):
         return window

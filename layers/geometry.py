@@ -9,12 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 Box = tuple[float, float, float, float]
+Resample = Literal["bilinear", "bicubic"]
 
 
 @dataclass(frozen=True)
@@ -28,8 +30,8 @@ class GeometricTransform:
         original_size: (width, height) of the original raster in pixels.
         crop_xyxy: The cropped window in original pixels.
         resized_size: (width, height) of the window after resizing.
-        pad_left: Columns of padding left of the resized window.
-        pad_top: Rows of padding above the resized window.
+        pad_left: Columns of padding left of the resized window; negative where it is cut there instead.
+        pad_top: Rows of padding above the resized window, likewise.
         input_size: (width, height) of the encoder's input.
     """
 
@@ -69,6 +71,17 @@ class GeometricTransform:
         left, top = (width - crop_width) // 2, (height - crop_height) // 2
         return cls(original_size, (left, top, left + crop_width, top + crop_height), input_size, 0, 0, input_size)
 
+    @classmethod
+    def resize_crop(cls, original_size: tuple[int, int], input_size: tuple[int, int]) -> GeometricTransform:
+        """Scale the raster to cover ``input_size``, then cut its centre out, as CLIP's image processor does."""
+        (width, height), (input_width, input_height) = original_size, input_size
+        if input_width * height >= input_height * width:  # the width is what must be covered
+            resized = (input_width, max(input_height, int(input_width * height / width)))
+        else:
+            resized = (max(input_width, int(input_height * width / height)), input_height)
+        pad_left, pad_top = -round((resized[0] - input_width) / 2), -round((resized[1] - input_height) / 2)
+        return cls(original_size, (0, 0, width, height), resized, pad_left, pad_top, input_size)
+
     @property
     def scale(self) -> tuple[float, float]:
         """(x, y) factors from original to input pixels."""
@@ -105,12 +118,13 @@ class GeometricTransform:
         limit = boxes.new_tensor([width, height, width, height])
         return torch.minimum(((boxes - shift) / scale).clamp(min=0), limit)
 
-    def apply_image(self, image: Tensor, *, fill: Sequence[float] = (0.0,)) -> Tensor:
-        """Crop, resize (antialiased bilinear) and pad an image.
+    def apply_image(self, image: Tensor, *, fill: Sequence[float] = (0.0,), resample: Resample = "bilinear") -> Tensor:
+        """Crop, resize (antialiased) and pad an image.
 
         Args:
             image: (C, H, W) float or uint8 tensor in the original frame.
             fill: Value of the padding, one per channel or one for all.
+            resample: How it is resized.
 
         Returns:
             (C, input height, input width) of the same type, a view where nothing changes; uint8 is rounded once, as it
@@ -124,12 +138,14 @@ class GeometricTransform:
         window = image[:, top:bottom, left:right]
         width, height = self.resized_size
         if window.shape[-2:] != (height, width):
-            window = F.interpolate(window[None], (height, width), mode="bilinear", antialias=True)[0]
-        if (width, height) == self.input_size:
-            return window
+            window = F.interpolate(window[None], (height, width), mode=resample, antialias=True)[0]
+        (from_y, from_x), (to_y, to_x) = self._seen_window(), self._seen_input()
+        seen = window[:, from_y, from_x]
+        if tuple(seen.shape[-2:]) == (self.input_size[1], self.input_size[0]):
+            return seen
         colour = torch.tensor(fill, dtype=image.dtype, device=image.device)[:, None, None]
         canvas = colour.expand(image.shape[0], self.input_size[1], self.input_size[0]).clone()
-        canvas[:, self.pad_top : self.pad_top + height, self.pad_left : self.pad_left + width] = window
+        canvas[:, to_y, to_x] = seen
         return canvas
 
     def apply_mask(self, mask: Tensor) -> Tensor:
@@ -149,14 +165,45 @@ class GeometricTransform:
         logits = mask_logits.float()[None, None]
         if logits.shape[-2:] != (input_height, input_width):
             logits = F.interpolate(logits, (input_height, input_width), mode="bilinear", align_corners=False)
-        width, height = self.resized_size
-        logits = logits[..., self.pad_top : self.pad_top + height, self.pad_left : self.pad_left + width]
-        left, top, right, bottom = self.crop_xyxy
+        left, top, right, bottom = self.seen_xyxy
+        logits = logits[..., *self._seen_input()]
         if logits.shape[-2:] != (bottom - top, right - left):
             logits = F.interpolate(logits, (bottom - top, right - left), mode="bilinear", align_corners=False)
         mask = torch.zeros(self.original_size[1], self.original_size[0], dtype=torch.bool, device=logits.device)
         mask[top:bottom, left:right] = logits[0, 0] > 0
         return mask
+
+    @property
+    def seen_xyxy(self) -> tuple[int, int, int, int]:
+        """The window of original pixels that the input frame shows; edges that fall within a pixel are rounded."""
+        (rows, columns), (scale_x, scale_y) = self._seen_window(), self.scale
+        left, top, right, bottom = self.crop_xyxy
+        x1 = min(left + round(columns.start / scale_x), right - 1)
+        y1 = min(top + round(rows.start / scale_y), bottom - 1)
+        x2 = max(left + round(columns.stop / scale_x), x1 + 1)
+        y2 = max(top + round(rows.stop / scale_y), y1 + 1)
+        return x1, y1, x2, y2
+
+    def window_of(self, canvas: Tensor) -> Tensor:
+        """The part of an input frame (..., input height, input width) that shows the original, without padding."""
+        return canvas[..., *self._seen_input()]
+
+    def _seen_window(self) -> tuple[slice, slice]:
+        """Rows and columns of the resized window that lie in the input frame."""
+        width, height = self.resized_size
+        top, left = max(0, -self.pad_top), max(0, -self.pad_left)
+        return (
+            slice(top, min(height, self.input_size[1] - self.pad_top)),
+            slice(left, min(width, self.input_size[0] - self.pad_left)),
+        )
+
+    def _seen_input(self) -> tuple[slice, slice]:
+        """The same rows and columns in the input frame."""
+        rows, columns = self._seen_window()
+        return (
+            slice(rows.start + self.pad_top, rows.stop + self.pad_top),
+            slice(columns.start + self.pad_left, columns.stop + self.pad_left),
+        )
 
     def _affine(self, like: Tensor) -> tuple[Tensor, Tensor]:
         scale_x, scale_y = self.scale

@@ -16,7 +16,10 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
     {
         "encoders.graph.GraphTransformerEncoder",
         "encoders.speech.SpeechEncoder",
+        "encoders.vision.OpenClipEncoder",
         "encoders.vision.TimmEncoder",
+        "encoders.vision.TimmTower",
+        "encoders.vision.TransformersEncoder",
         "heads.boxes.BoxHead",
         "heads.graph.LinkHead",
         "heads.graph.NodeClassHead",

@@ -1,11 +1,10 @@
-"""Image encoders from timm: feature levels fused to one grid, and the processor that prepares their pixels."""
+"""A trainable image encoder from timm: feature levels fused to one grid."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import timm
 import torch
@@ -14,62 +13,9 @@ from timm.data import resolve_model_data_config
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
+from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
 from layers.encoder import Encoder
-from layers.geometry import GeometricTransform
-from layers.layout import ItemLayout, Layout
-
-ResizeMode = Literal["resize", "letterbox", "center_crop"]
-
-
-@dataclass
-class ImageProcessor:
-    """Turns a uint8 raster into uint8 ``pixel_values`` of the encoder's input size; the encoder normalises them.
-
-    A quarter of the bytes of normalised floats go from the workers to the device, and heads that look at an image see
-    its colours.
-
-    Args:
-        input_size: (width, height) of the encoder's input in pixels.
-        grid: (rows, columns) of the encoder's features.
-        mode: How a raster is fitted: stretched, letterboxed or cropped about its centre.
-        mean: Colour of the padding, in [0, 1] per channel: the mean of the encoder's normalisation.
-    """
-
-    input_size: tuple[int, int]
-    grid: tuple[int, int]
-    mode: ResizeMode = "resize"
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    kind: str = field(default="image", init=False)
-
-    def layout(self, size: Sequence[int]) -> ItemLayout:
-        """The features of an image of ``size`` (width, height): one grid, and the transform of its pixels.
-
-        Raises:
-            ValueError: If ``size`` is not two positive numbers.
-        """
-        if len(size) != 2 or min(size) < 1:
-            raise ValueError(f"expected an image size (width, height) in pixels, got {tuple(size)}")
-        width, height = size
-        transform = getattr(GeometricTransform, self.mode)((width, height), self.input_size)
-        return ItemLayout(grid=self.grid, original_size=(width, height), transform=transform)
-
-    def __call__(self, raw: Any) -> tuple[dict[str, Tensor], ItemLayout]:
-        """Crop, resize and pad (with the mean colour) a (3, H, W) uint8 raster.
-
-        Raises:
-            ValueError: If ``raw`` is not such a raster.
-        """
-        if not isinstance(raw, Tensor) or raw.dtype != torch.uint8 or raw.dim() != 3 or raw.shape[0] != 3:
-            given = f"{tuple(raw.shape)} {raw.dtype}" if isinstance(raw, Tensor) else type(raw).__name__
-            raise ValueError(f"expected an image as a (3, H, W) uint8 tensor, got {given}")
-        layout = self.layout((raw.shape[2], raw.shape[1]))
-        assert layout.transform is not None
-        fill = [round(255 * mean) for mean in self.mean]
-        return {"pixel_values": layout.transform.apply_image(raw, fill=fill)}, layout
-
-    def fingerprint(self) -> Mapping[str, Any]:
-        """Every field, JSON-serialisable."""
-        return {"processor": type(self).__name__, **asdict(self)}
+from layers.layout import Layout
 
 
 class TimmEncoder(Encoder):
@@ -158,22 +104,6 @@ class TimmEncoder(Encoder):
         features = self.norm(fused).flatten(0, 2)
         assert features.shape[0] == layout.total, "the layout does not describe these images"
         return features
-
-
-class PixelNorm(nn.Module):
-    """``(pixels / 255 - mean) / std`` of uint8 pixels (..., 3, H, W), in float32 on their device."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1), persistent=False)
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        """Normalise."""
-        return (pixels.float() / 255 - self.mean.float()) / self.std.float()
 
 
 POSITION_FREQUENCIES = 4

@@ -1,0 +1,171 @@
+"""What towers of other libraries share: maps of features from chosen layers, one grid per image or one vector."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, ResizeMode
+from layers.encoder import Encoder
+from layers.geometry import Resample
+from layers.layout import Layout
+
+
+class VisionTower(Encoder):
+    """A pretrained network as it is: no parameter is added, and its features are those of its library.
+
+    A subclass says how pixels become maps (:meth:`maps`) and calls :meth:`_finish` when its network is built.
+    """
+
+    kind: ClassVar[str] = "image"
+    processor: ImageProcessor | NativeProcessor
+
+    @abstractmethod
+    def maps(self, pixels: Tensor) -> list[Tensor]:
+        """Maps (B, d_i, rows_i, columns_i) of the chosen layers, or one (B, d, 1, 1) where the tower pools.
+
+        Args:
+            pixels: (B, 3, H, W), normalised.
+        """
+
+    def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+        """Stack images of one size into ``pixel_values`` (B, 3, H, W); of several, chain their pixels.
+
+        Then ``pixel_values`` is (Σ 3·H·W,) and ``sizes`` (B, 2) holds heights and widths.
+        """
+        pixels = [item["pixel_values"] for item in items]
+        if isinstance(self.processor, ImageProcessor):
+            return {"pixel_values": torch.stack(pixels)}
+        sizes = torch.tensor([list(item.shape[1:]) for item in pixels])
+        return {"pixel_values": torch.cat([item.flatten() for item in pixels]), "sizes": sizes}
+
+    def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
+        """Encode to (ΣN, d) features, row by row; images of one size go through the tower together."""
+        if "sizes" not in inputs:
+            features = self._features(inputs["pixel_values"]).flatten(0, 1)
+        else:
+            features = self._ragged(inputs["pixel_values"], inputs["sizes"])
+        assert features.shape[0] == layout.total, "the layout does not describe these images"
+        return features
+
+    def train(self, mode: bool = True) -> VisionTower:
+        """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
+        return self
+
+    def _finish(
+        self,
+        image_size: tuple[int, int] | None,
+        patch_size: int | None,
+        max_patches: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        resize_mode: ResizeMode,
+        resample: Resample,
+    ) -> None:
+        """Learn grid and width from a run without weights, and make the processor.
+
+        Args:
+            image_size: (width, height) of the input; None keeps every image's own.
+            patch_size: Pixels per patch, for images of their own size.
+            max_patches: Likewise, the most of them.
+            mean: Of the normalisation, per channel.
+            std: Likewise.
+            resize_mode: How images are fitted to the input.
+            resample: How they are scaled.
+
+        Raises:
+            ValueError: If the tower has no patches, and images are to keep their size.
+        """
+        self.normalise = PixelNorm(mean, std)
+        if image_size is None:
+            if patch_size is None:
+                raise ValueError("image_size: expected a size, since this tower has no patches of one size, got None")
+            side = 4 * patch_size
+            self.hidden_size = self._probe((side, side))[1]
+            self.processor = NativeProcessor(patch_size, max_patches=max_patches, resample=resample)
+            return
+        grid, self.hidden_size = self._probe(image_size)
+        self.processor = ImageProcessor(image_size, grid, resize_mode, tuple(mean), resample)
+
+    def _probe(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:
+        """(rows, columns) and width of the features of an image, with parameters that hold no numbers."""
+        blank = {name: value.to("meta") for name, value in (*self.named_parameters(), *self.named_buffers())}
+        pixels = torch.empty(1, 3, size[1], size[0], device="meta")
+        was_training = self.training
+        self.eval()
+        with torch.no_grad():
+            features = torch.func.functional_call(_Maps(self), {f"tower.{k}": v for k, v in blank.items()}, (pixels,))
+        self.train(was_training)
+        return (features.shape[1], features.shape[2]), features.shape[3]
+
+    def _features(self, pixels: Tensor) -> Tensor:
+        """(B, 3, H, W) uint8 to (B, N, d)."""
+        dtype = next(self.parameters()).dtype
+        return joined(self.maps(self.normalise(pixels).to(dtype))).flatten(1, 2)
+
+    def _ragged(self, pixels: Tensor, sizes: Tensor) -> Tensor:
+        shapes = [(int(height), int(width)) for height, width in sizes.tolist()]
+        images = torch.split(pixels, [3 * height * width for height, width in shapes])
+        done: dict[int, Tensor] = {}
+        for shape in dict.fromkeys(shapes):
+            places = [place for place, other in enumerate(shapes) if other == shape]
+            batch = torch.stack([images[place].view(3, *shape) for place in places])
+            done.update(zip(places, self._features(batch), strict=True))
+        return torch.cat([done[place] for place in range(len(shapes))])
+
+
+class _Maps(nn.Module):
+    """A tower whose forward pass is :meth:`VisionTower.maps`, for a run with other parameters."""
+
+    def __init__(self, tower: VisionTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(B, rows, columns, d)."""
+        return joined(self.tower.maps(pixels))
+
+
+def joined(maps: Sequence[Tensor]) -> Tensor:
+    """Maps (B, d_i, rows_i, columns_i) on the finest grid among them, side by side: (B, rows, columns, Σ d_i)."""
+    finest = max((tuple(item.shape[-2:]) for item in maps), key=lambda grid: grid[0] * grid[1])
+    aligned = [
+        item if tuple(item.shape[-2:]) == finest else F.interpolate(item, finest, mode="bilinear", align_corners=False)
+        for item in maps
+    ]
+    return torch.cat(aligned, dim=1).permute(0, 2, 3, 1)
+
+
+def tokens_to_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
+    """(B, prefix + rows · columns, d) tokens, class and register tokens first, to (B, d, rows, columns)."""
+    return tokens[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
+
+
+def checked_name(name: str, known: Sequence[str], library: str) -> str:
+    """A model's name.
+
+    Raises:
+        ValueError: If the library does not know it, with the nearest names that it knows.
+    """
+    if name not in known:
+        near = get_close_matches(name, known, n=3, cutoff=0.5)
+        told = f"; near: {', '.join(near)}" if near else ""
+        raise ValueError(f"model_name: expected a model of {library}, got '{name}'{told}")
+    return name
+
+
+def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """(width, height) of a side, of two sides, or None."""
+    if size is None:
+        return None
+    return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
