@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -17,8 +18,11 @@ class ItemLayout:
 
     Args:
         grid: Features per axis: (rows, columns) for an image, (frames,) for audio, (nodes,) for a graph.
+        tiles: (rows, columns) of tiles of an image, each with a grid of its own behind that of the whole image; (0, 0)
+            where there is the whole image alone.
         original_size: (width, height) in pixels, (samples,) or (nodes,).
-        transform: How an image's original pixels map to the encoder's input; None for other modalities.
+        transform: How an image's original pixels map to the encoder's input, of the whole image where there are tiles;
+            None for other modalities.
         seconds: Duration of audio; None for other modalities.
     """
 
@@ -26,17 +30,25 @@ class ItemLayout:
     original_size: tuple[int, ...]
     transform: GeometricTransform | None = None
     seconds: float | None = None
+    tiles: tuple[int, int] = (0, 0)
+
+    @property
+    def num_views(self) -> int:
+        """Grids of this item: the whole, and its tiles."""
+        return 1 + self.tiles[0] * self.tiles[1]
 
     @property
     def num_features(self) -> int:
         """The number of feature vectors of this item."""
-        count = 1
-        for size in self.grid:
-            count *= size
-        return count
+        return math.prod(self.grid) * self.num_views
+
+    @property
+    def whole(self) -> ItemLayout:
+        """The item without its tiles; its features come first."""
+        return replace(self, tiles=(0, 0))
 
     def with_grid(self, *grid: int) -> ItemLayout:
-        """The same item after a projector changed its grid."""
+        """The same item after a projector changed its grids."""
         return replace(self, grid=grid)
 
 

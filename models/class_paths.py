@@ -27,6 +27,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "heads.masks.MaskHead",
         "models.generalist.Generalist",
         "models.language.LanguageModel",
+        "models.projectors.AnyresProjector",
         "models.projectors.ConvProjector",
         "models.projectors.FrameStackProjector",
         "models.projectors.MLPProjector",

@@ -208,12 +208,18 @@ class Generalist(nn.Module):
     def head_contexts(
         self, calls: list[HeadCall], media: Mapping[str, MediaBatch], encoded: Mapping[str, EncodedMedia]
     ) -> list[HeadContext]:
-        """What each call offers its head besides hidden states; features are views with gradient."""
+        """What each call offers its head besides hidden states; features are views with gradient.
+
+        Of an image in tiles, heads get the whole image alone.
+        """
         features = {kind: item.layout.split(item.features) for kind, item in encoded.items()}
 
         def view(kind: str, index: int) -> MediaFeatures:
-            batch = media[kind]
-            return MediaFeatures(kind, features[kind][index], batch.layout.items[index], batch.items[index])
+            item, inputs, own = media[kind].layout.items[index], media[kind].items[index], features[kind][index]
+            if item.num_views > 1:
+                item, inputs = item.whole, {**inputs, "pixel_values": inputs["pixel_values"][0]}
+                own = own[: item.num_features]
+            return MediaFeatures(kind, own, item, inputs)
 
         return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]
 

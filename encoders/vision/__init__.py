@@ -1,7 +1,7 @@
 """Image encoders: a trainable pyramid from timm, and the towers of timm, transformers and open_clip as they are."""
 
 from encoders.vision.open_clip_tower import OpenClipEncoder
-from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm
+from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, TiledProcessor
 from encoders.vision.pyramid import TimmEncoder, grid_positions
 from encoders.vision.timm_tower import TimmTower
 from encoders.vision.tower import VisionTower
@@ -12,6 +12,7 @@ __all__ = [
     "NativeProcessor",
     "OpenClipEncoder",
     "PixelNorm",
+    "TiledProcessor",
     "TimmEncoder",
     "TimmTower",
     "TransformersEncoder",

@@ -125,6 +125,75 @@ class NativeProcessor:
         return columns, rows
 
 
+@dataclass
+class TiledProcessor:
+    """The whole image, and tiles of the encoder's input size that show it larger (LLaVA-NeXT's "anyres").
+
+    Of the arrangements of tiles, the one is taken that shows most of the image's own pixels, and of these the one that
+    wastes least; the image is scaled into it, keeping its shape, on black padding.
+
+    Args:
+        input_size: (width, height) of the encoder's input in pixels.
+        grid: (rows, columns) of the encoder's features per view.
+        arrangements: (rows, columns) of tiles to choose from.
+        resample: How the image is scaled.
+    """
+
+    input_size: tuple[int, int]
+    grid: tuple[int, int]
+    arrangements: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
+    resample: Resample = "bicubic"
+    kind: str = field(default="image", init=False)
+
+    def layout(self, size: Sequence[int]) -> ItemLayout:
+        """As :meth:`ImageProcessor.layout`; the transform is that of the whole image, which is stretched."""
+        original = checked_size(size)
+        transform = GeometricTransform.resize(original, self.input_size)
+        return ItemLayout(grid=self.grid, original_size=original, transform=transform, tiles=self._arrange(original))
+
+    def __call__(self, raw: Any) -> tuple[dict[str, Tensor], ItemLayout]:
+        """``pixel_values`` (views, 3, H, W): the whole image, then the tiles row by row.
+
+        Raises:
+            ValueError: If ``raw`` is not a (3, H, W) uint8 raster.
+        """
+        layout = self.layout(raster_size(raw))
+        assert layout.transform is not None
+        whole = layout.transform.apply_image(raw, resample=self.resample)
+        large = self._enlarged(layout).apply_image(raw, resample=self.resample)
+        rows, columns = layout.tiles
+        tiles = large.unflatten(2, (columns, -1)).unflatten(1, (rows, -1)).permute(1, 3, 0, 2, 4).flatten(0, 1)
+        return {"pixel_values": torch.cat([whole[None], tiles])}, layout
+
+    def fingerprint(self) -> Mapping[str, Any]:
+        """Every field, JSON-serialisable."""
+        return {"processor": type(self).__name__, **asdict(self)}
+
+    def _arrange(self, size: tuple[int, int]) -> tuple[int, int]:
+        width, height = size
+
+        def merit(tiles: tuple[int, int]) -> tuple[int, int]:
+            full_width, full_height = tiles[1] * self.input_size[0], tiles[0] * self.input_size[1]
+            scale = min(full_width / width, full_height / height)
+            shown = min(int(width * scale) * int(height * scale), width * height)
+            return shown, shown - full_width * full_height
+
+        return max(self.arrangements, key=merit)
+
+    def _enlarged(self, layout: ItemLayout) -> GeometricTransform:
+        """How the image lies on the tiles together."""
+        (width, height), (rows, columns) = layout.original_size, layout.tiles
+        full_width, full_height = columns * self.input_size[0], rows * self.input_size[1]
+        across, along = full_width / width, full_height / height
+        if across < along:
+            resized = (full_width, min(math.ceil(height * across), full_height))
+        else:
+            resized = (min(math.ceil(width * along), full_width), full_height)
+        pad_left, pad_top = (full_width - resized[0]) // 2, (full_height - resized[1]) // 2
+        window = (0, 0, width, height)
+        return GeometricTransform((width, height), window, resized, pad_left, pad_top, (full_width, full_height))
+
+
 def checked_size(size: Sequence[int]) -> tuple[int, int]:
     """(width, height).
 

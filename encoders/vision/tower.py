@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, ResizeMode
+from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, ResizeMode, TiledProcessor
 from layers.encoder import Encoder
 from layers.geometry import Resample
 from layers.layout import Layout
@@ -24,7 +24,7 @@ class VisionTower(Encoder):
     """
 
     kind: ClassVar[str] = "image"
-    processor: ImageProcessor | NativeProcessor
+    processor: ImageProcessor | NativeProcessor | TiledProcessor
 
     @abstractmethod
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -35,11 +35,13 @@ class VisionTower(Encoder):
         """
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack images of one size into ``pixel_values`` (B, 3, H, W); of several, chain their pixels.
+        """Stack images or their views into ``pixel_values`` (B, 3, H, W); chain the pixels of images of several sizes.
 
         Then ``pixel_values`` is (Σ 3·H·W,) and ``sizes`` (B, 2) holds heights and widths.
         """
         pixels = [item["pixel_values"] for item in items]
+        if isinstance(self.processor, TiledProcessor):
+            return {"pixel_values": torch.cat(pixels)}
         if isinstance(self.processor, ImageProcessor):
             return {"pixel_values": torch.stack(pixels)}
         sizes = torch.tensor([list(item.shape[1:]) for item in pixels])
@@ -71,6 +73,7 @@ class VisionTower(Encoder):
         std: Sequence[float],
         resize_mode: ResizeMode,
         resample: Resample,
+        tiles: Sequence[Sequence[int]] | None = None,
     ) -> None:
         """Learn grid and width from a run without weights, and make the processor.
 
@@ -82,11 +85,15 @@ class VisionTower(Encoder):
             std: Likewise.
             resize_mode: How images are fitted to the input.
             resample: How they are scaled.
+            tiles: Arrangements of tiles, (rows, columns) each, for images in tiles.
 
         Raises:
-            ValueError: If the tower has no patches, and images are to keep their size.
+            ValueError: If the tower has no patches, and images are to keep their size; or if they are to be cut into
+                tiles at that.
         """
         self.normalise = PixelNorm(mean, std)
+        if image_size is None and tiles is not None:
+            raise ValueError("tiles: expected an input of one size, got images of their own size")
         if image_size is None:
             if patch_size is None:
                 raise ValueError("image_size: expected a size, since this tower has no patches of one size, got None")
@@ -95,6 +102,10 @@ class VisionTower(Encoder):
             self.processor = NativeProcessor(patch_size, max_patches=max_patches, resample=resample)
             return
         grid, self.hidden_size = self._probe(image_size)
+        if tiles is not None:
+            arrangements = tuple((int(rows), int(columns)) for rows, columns in tiles)
+            self.processor = TiledProcessor(image_size, grid, arrangements, resample)
+            return
         self.processor = ImageProcessor(image_size, grid, resize_mode, tuple(mean), resample)
 
     def _probe(self, size: tuple[int, int]) -> tuple[tuple[int, int], int]:

@@ -35,7 +35,8 @@ class TransformersEncoder(VisionTower):
         image_size: Side of the input in pixels, or (width, height), positions interpolated where it is not the tower's
             own; "native" keeps every image's size; None takes the tower's.
         max_patches: The most patches of an image of its own size.
-        resize_mode: How images are fitted to the input.
+        tiles: Arrangements (rows, columns) of tiles that show an image larger, beside the whole image.
+        resize_mode: How images are fitted to the input, where they are not cut into tiles.
         revision: Revision on the hub.
 
     Raises:
@@ -52,6 +53,7 @@ class TransformersEncoder(VisionTower):
         pooled: bool = False,
         image_size: int | tuple[int, int] | str | None = None,
         max_patches: int = 1024,
+        tiles: Sequence[Sequence[int]] | None = None,
         resize_mode: ResizeMode = "resize_crop",
         revision: str | None = None,
     ) -> None:
@@ -68,7 +70,7 @@ class TransformersEncoder(VisionTower):
         self._patch = getattr(own, "patch_size", None) if not hasattr(own, "depths") else None
         mean, std, resample = _preprocessing(pretrained, own.model_type)
         size = None if image_size == "native" else as_size(image_size) or as_size(own.image_size)
-        self._finish(size, self._patch, max_patches, mean, std, resize_mode, resample)
+        self._finish(size, self._patch, max_patches, mean, std, resize_mode, resample, tiles)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See :meth:`VisionTower.maps`."""

@@ -1,5 +1,6 @@
 """Projectors: encoder features to language-model width, and how many tokens an item becomes."""
 
+from models.projectors.anyres import AnyresProjector, AnyresRule
 from models.projectors.grids import (
     ConvProjector,
     FrameStackProjector,
@@ -11,6 +12,8 @@ from models.projectors.projector import Projector, QueryRule, TokenRule
 from models.projectors.queries import PerceiverResampler, QFormerProjector
 
 __all__ = [
+    "AnyresProjector",
+    "AnyresRule",
     "ConvProjector",
     "FrameStackProjector",
     "MLPProjector",

@@ -16,12 +16,13 @@ class MLPProjector(Projector):
         input_size: Width of the encoder's features.
         output_size: Width of the language model.
         num_layers: Linear layers, with GELU between them.
+        norms: A norm before and one after them; LLaVA has none.
     """
 
-    def __init__(self, input_size: int, output_size: int, num_layers: int = 2) -> None:
+    def __init__(self, input_size: int, output_size: int, num_layers: int = 2, norms: bool = True) -> None:
         super().__init__()
         self.token_rule = TokenRule()
-        self.layers = mlp(input_size, output_size, num_layers)
+        self.layers = mlp(input_size, output_size, num_layers, norms)
 
     def forward(self, hidden_states: Tensor, layout: Layout) -> tuple[Tensor, Layout]:
         """Project every feature on its own."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ class QueryRule(TokenRule):
     def projected(self, item: ItemLayout) -> ItemLayout:
         """The item's layout after projection: one axis."""
         windows = 1 if self.window is None else -(-item.num_features // self.window)
-        return item.with_grid(windows * self.num_queries)
+        return item.whole.with_grid(windows * self.num_queries)
 
 
 class Projector(nn.Module, ABC):
@@ -66,22 +67,24 @@ class Projector(nn.Module, ABC):
         return Layout([self.token_rule.projected(item) for item in layout.items])
 
 
-def mlp(input_size: int, output_size: int, num_layers: int) -> nn.Sequential:
-    """Linear layers with GELU between two norms.
+def mlp(input_size: int, output_size: int, num_layers: int, norms: bool = True) -> nn.Sequential:
+    """Linear layers with GELU between two norms, or without these, as in LLaVA.
 
     Without the norms the projected tokens grow while what is easy is learned first: they reached a root mean square
     of 7.5 beside text embeddings of .03, and what lies in directions of less variance (colours, say) was lost.
     """
     if num_layers < 1:
         raise ValueError(f"num_layers: expected at least 1, got {num_layers}")
-    modules: list[nn.Module] = [nn.LayerNorm(input_size), nn.Linear(input_size, output_size)]
+    modules: list[nn.Module] = [nn.Linear(input_size, output_size)]
     for _ in range(num_layers - 1):
         modules += [nn.GELU(), nn.Linear(output_size, output_size)]
-    return nn.Sequential(*modules, nn.RMSNorm(output_size))
+    return (
+        nn.Sequential(nn.LayerNorm(input_size), *modules, nn.RMSNorm(output_size)) if norms else nn.Sequential(*modules)
+    )
 
 
 def by_grid(hidden_states: Tensor, layout: Layout, change: Callable[[Tensor], Tensor]) -> Tensor:
-    """Apply a function to grids, those of one shape together.
+    """Apply a function to grids, those of one shape together; every tile of an image is a grid of its own.
 
     Args:
         hidden_states: (ΣN, d).
@@ -91,10 +94,10 @@ def by_grid(hidden_states: Tensor, layout: Layout, change: Callable[[Tensor], Te
     Returns:
         (ΣN', d') in the order of the items.
     """
-    grids = [item.grid for item in layout.items]
+    grids = [item.grid for item in layout.items for _ in range(item.num_views)]
     if len(set(grids)) == 1:
-        return change(hidden_states.unflatten(0, (len(layout), *grids[0]))).flatten(0, 1)
-    pieces, done = layout.split(hidden_states), dict[int, Tensor]()
+        return change(hidden_states.unflatten(0, (len(grids), *grids[0]))).flatten(0, 1)
+    pieces, done = torch.split(hidden_states, [math.prod(grid) for grid in grids]), dict[int, Tensor]()
     for grid in dict.fromkeys(grids):
         places = [place for place, other in enumerate(grids) if other == grid]
         stacked = torch.stack([pieces[place].unflatten(0, grid) for place in places])

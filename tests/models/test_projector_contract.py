@@ -21,7 +21,7 @@ SMALL = {
     "QFormerProjector": {"hidden_size": 16, "num_heads": 4},
 }
 GRIDS = {2: [(4, 6), (1, 1), (5, 3), (4, 6), (7, 1)], 1: [(7,), (1,), (12,), (7,), (3,)]}
-TAKES = {"PixelShuffleProjector": (2,), "ConvProjector": (2,), "FrameStackProjector": (1,)}
+TAKES = {"PixelShuffleProjector": (2,), "ConvProjector": (2,), "FrameStackProjector": (1,), "AnyresProjector": (2,)}
 
 
 def _classes() -> list[type[Projector]]:
@@ -48,6 +48,11 @@ def test_tokens_are_as_many_as_predicted_and_items_do_not_meet(kind: type[Projec
         for piece, item, given in zip(layout.split(features), layout.items, projected.split(tokens), strict=True):
             alone, _ = projector(piece, Layout([item]))
             torch.testing.assert_close(alone, given, atol=2e-5, rtol=1e-4)
+        tiled = (
+            Layout([ItemLayout((4, 6), (90, 40), tiles=(1, 2)), ItemLayout((4, 6), (9, 9))]) if axes == 2 else layout
+        )
+        tokens, projected = projector(torch.randn(tiled.total, INPUT), tiled)
+        assert len(tokens) == projected.total == sum(projector.token_rule.num_tokens(item) for item in tiled.items)
         same = Layout([layout.items[0]] * 3)
         stacked, _ = projector(features[: same.lengths[0]].repeat(3, 1), same)
         torch.testing.assert_close(stacked[: len(stacked) // 3], stacked[-(len(stacked) // 3) :])
