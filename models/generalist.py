@@ -21,7 +21,7 @@ from layers.layout import Layout
 from models.language import LanguageModel
 from models.plan import BatchPlan
 from models.projectors import Projector
-from models.token_loss import linear_cross_entropy, supervised_rows
+from models.token_loss import supervised_rows
 from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
 from routers.vocabulary import Vocabulary
@@ -254,10 +254,7 @@ class Generalist(nn.Module):
 
     def _token_loss(self, states: Tensor, batch: Batch) -> LossTerm:
         positions, targets = supervised_rows(batch.labels[0], batch.segment_lengths)
-        model = self.language_model
-        softcap = getattr(model.config, "final_logit_softcapping", None)
-        rows = states.index_select(0, positions)
-        total = linear_cross_entropy(rows, model.head_weight, targets, model.head_bias, softcap)
+        total = self.language_model.cross_entropy(states.index_select(0, positions), targets)
         return LossTerm(total, targets.shape[0])
 
     def _head_loss(

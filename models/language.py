@@ -12,6 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache
 
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
+from models.token_loss import chunked_cross_entropy, linear_cross_entropy
+from models.token_rows import TokenRows
 
 
 @dataclass
@@ -31,11 +33,15 @@ class LanguageModel(nn.Module):
         config: Arguments of that architecture's configuration.
         pretrained: A local directory or hub id with safetensors; its configuration is used and ``config`` overrides it.
         revision: Revision on the hub.
+        new_tokens: ``{first: ID, count: N}``: tokens that the pretrained vocabulary lacks get rows of their own, named
+            ``new_tokens.*``, and the table can stay frozen (``python -m models tokenizer`` prints these numbers).
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
             given.
     """
+
+    new_tokens: TokenRows | None
 
     def __init__(
         self,
@@ -43,6 +49,7 @@ class LanguageModel(nn.Module):
         config: dict[str, Any] | None = None,
         pretrained: str | None = None,
         revision: str | None = None,
+        new_tokens: dict[str, int] | None = None,
     ) -> None:
         super().__init__()
         overrides = dict(config or {})
@@ -62,6 +69,13 @@ class LanguageModel(nn.Module):
             model = AutoModelForCausalLM.from_config(hf_config, **arguments)
         self.model = model
         self.pretrained = str(Path(pretrained)) if pretrained is not None else None
+        self.new_tokens = None
+        if new_tokens is not None:
+            tied = self.head_weight.data_ptr() == self._embedding.weight.data_ptr() or bool(
+                hf_config.tie_word_embeddings
+            )
+            output = None if tied else self.head_weight
+            self.new_tokens = TokenRows(new_tokens["first"], new_tokens["count"], self._embedding.weight, output)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -75,10 +89,16 @@ class LanguageModel(nn.Module):
 
     @property
     def vocab_size(self) -> int:
-        """Rows of the embedding table."""
+        """Ids that have a row."""
+        if self.new_tokens is not None:
+            return self.new_tokens.first + self.new_tokens.count
+        return self._embedding.weight.shape[0]
+
+    @property
+    def _embedding(self) -> nn.Embedding:
         embedding = self.model.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)
-        return embedding.weight.shape[0]
+        return embedding
 
     @property
     def head_weight(self) -> Tensor:
@@ -93,11 +113,13 @@ class LanguageModel(nn.Module):
     @property
     def embedding_scale(self) -> float:
         """What the architecture multiplies its embedding rows by (√d in Gemma); learned queries get the same."""
-        return float(getattr(self.model.get_input_embeddings(), "scalar_embed_scale", 1.0))
+        return float(getattr(self._embedding, "scalar_embed_scale", 1.0))
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Token embeddings (..., d)."""
-        return self.model.get_input_embeddings()(input_ids)
+        if self.new_tokens is not None:
+            return self.new_tokens.embed(input_ids, self._embedding, self.embedding_scale)
+        return self._embedding(input_ids)
 
     def forward(self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int]) -> Tensor:
         """Hidden states of a pack.
@@ -156,6 +178,25 @@ class LanguageModel(nn.Module):
 
     def logits(self, hidden_states: Tensor) -> Tensor:
         """Vocabulary logits (..., vocabulary), soft-capped where the architecture does so."""
-        logits = self.model.get_output_embeddings()(hidden_states)
-        cap = getattr(self.config, "final_logit_softcapping", None)
+        head = self.model.get_output_embeddings()
+        logits = head(hidden_states) if self.new_tokens is None else self.new_tokens.logits(hidden_states, head)
+        cap = self._softcap
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    def cross_entropy(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Summed cross-entropy of the states' next tokens, without the logits of all of them at once.
+
+        Args:
+            states: (n, d).
+            targets: (n,) ids.
+
+        Returns:
+            Scalar sum; 0 with a gradient path for n = 0.
+        """
+        if self.new_tokens is not None:
+            return chunked_cross_entropy(states, targets, self.logits)
+        return linear_cross_entropy(states, self.head_weight, targets, self.head_bias, self._softcap)
+
+    @property
+    def _softcap(self) -> float | None:
+        return getattr(self.config, "final_logit_softcapping", None)

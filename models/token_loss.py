@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -46,30 +48,45 @@ def linear_cross_entropy(
     Returns:
         Scalar sum; 0 with a gradient path for n = 0.
     """
-    if states.shape[0] == 0:
-        return states.sum() * 0 + weight.reshape(-1)[0] * 0
     options = getattr(nn, "LinearCrossEntropyOptions", None)
     # torch's kernel computes its gradient in the forward and wants one dtype throughout
     plain = softcap is None and states.dtype == weight.dtype and not torch.is_autocast_enabled(states.device.type)
-    if options is not None and states.requires_grad and plain:
+    if len(states) and options is not None and states.requires_grad and plain:
         return F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options())
-    return _chunked_cross_entropy(states, weight, targets, bias, softcap)
+
+    def logits(rows: Tensor) -> Tensor:
+        values = F.linear(rows, weight, bias)
+        return values if softcap is None else torch.tanh(values / softcap) * softcap
+
+    return chunked_cross_entropy(states, targets, logits)
 
 
-def _chunked_cross_entropy(
-    states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None, softcap: float | None, chunk: int = 1024
+def chunked_cross_entropy(
+    states: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], chunk: int = 1024
 ) -> Tensor:
+    """Summed cross-entropy of a few states at a time; the logits are computed again in the backward pass.
+
+    Args:
+        states: (n, d).
+        targets: (n,) int64.
+        logits: (m, d) -> (m, vocabulary).
+        chunk: States at a time.
+
+    Returns:
+        Scalar sum; 0 with a gradient path for n = 0.
+    """
+    if len(states) == 0:
+        return logits(states.new_zeros(1, states.shape[1])).sum() * 0 + states.sum() * 0
+
     def loss(rows: Tensor, wanted: Tensor) -> Tensor:
-        logits = F.linear(rows, weight, bias)
-        if softcap is not None:
-            logits = torch.tanh(logits / softcap) * softcap
-        if logits.dtype in (torch.float16, torch.bfloat16):
-            logits = logits.float()
-        return F.cross_entropy(logits, wanted, reduction="sum")
+        values = logits(rows)
+        if values.dtype in (torch.float16, torch.bfloat16):
+            values = values.float()
+        return F.cross_entropy(values, wanted, reduction="sum")
 
     total: Tensor | float = 0.0
     for rows, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled() and states.shape[0] > chunk:
+        if torch.is_grad_enabled() and len(states) > chunk:
             total = total + checkpoint(loss, rows, wanted, use_reentrant=False)
         else:
             total = total + loss(rows, wanted)

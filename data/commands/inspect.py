@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 
-from data.contact_sheet import Gallery, histogram, write_contact_sheet
+from data.inspection.contact_sheet import Gallery, histogram, write_contact_sheet
 from data.records import Record, RecordError
 from data.shards import Sample, ShardError, expand, read_samples
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
+from data.inspection.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
 from data.media import decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import safe_open
 
-from data.drawing import ARROW
+from data.inspection.drawing import ARROW
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.controls import CONTROLS
 from eval.log import LogContents, LogError, read_log

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.drawing import layout, mask_layer
+from data.inspection.drawing import layout, mask_layer
 from eval.__main__ import main
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.report.cards import card, choose

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.drawing import ARROW, Overlay, audio_player, graph_figure, mask_layer, picture
+from data.inspection.drawing import ARROW, Overlay, audio_player, graph_figure, mask_layer, picture
 from data.media import decode_media, decode_target
 from data.records import Part, Record
 from data.shards import Sample

@@ -1,0 +1,1 @@
+"""What shards hold, to be looked at: drawings and a page."""
