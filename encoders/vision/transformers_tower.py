@@ -37,6 +37,9 @@ class TransformersEncoder(VisionTower):
         max_patches: The most patches of an image of its own size.
         tiles: Arrangements (rows, columns) of tiles that show an image larger, beside the whole image.
         resize_mode: How images are fitted to the input, where they are not cut into tiles.
+        mean: Of the normalisation, per channel; that of the checkpoint's processor or of its family by default.
+        std: Likewise.
+        resample: How images are scaled, likewise.
         revision: Revision on the hub.
 
     Raises:
@@ -55,6 +58,9 @@ class TransformersEncoder(VisionTower):
         max_patches: int = 1024,
         tiles: Sequence[Sequence[int]] | None = None,
         resize_mode: ResizeMode = "resize_crop",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        resample: Resample | None = None,
         revision: str | None = None,
     ) -> None:
         super().__init__()
@@ -68,9 +74,10 @@ class TransformersEncoder(VisionTower):
         self._check_layers(own)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters
         self._patch = getattr(own, "patch_size", None) if not hasattr(own, "depths") else None
-        mean, std, resample = _preprocessing(pretrained, own.model_type)
+        own_mean, own_std, own_resample = _preprocessing(pretrained, own.model_type)
         size = None if image_size == "native" else as_size(image_size) or as_size(own.image_size)
-        self._finish(size, self._patch, max_patches, mean, std, resize_mode, resample, tiles)
+        norm = (mean or own_mean, std or own_std)
+        self._finish(size, self._patch, max_patches, *norm, resize_mode, resample or own_resample, tiles)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See :meth:`VisionTower.maps`."""

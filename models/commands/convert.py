@@ -1,0 +1,50 @@
+"""``python -m models convert``: a checkpoint of others to ours, or back."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from models.checkpoint import CheckpointError, load_checkpoint
+from models.foreign.conversion import write
+from routers.tasks import TaskTable
+
+HELP = "make a checkpoint of others ours, or write ours in their format"
+SOURCES = {"llava": "llava"}  # name -> module of models.foreign
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument(
+        "format", choices=sorted(SOURCES), help="llava: LLaVA-1.5, -NeXT and -OneVision of transformers"
+    )
+    parser.add_argument("source", help="their directory")
+    parser.add_argument("--out", required=True, type=Path, help="folder to write")
+    parser.add_argument("--tasks", type=Path, help="YAML of a task table whose tokens the vocabulary gets (none)")
+    parser.add_argument(
+        "--back",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="write this checkpoint of ours, once converted from SOURCE, as theirs",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; status 2 if it cannot be done, and nothing is written then."""
+    module: Any = import_module(f"models.foreign.{SOURCES[args.format]}")
+    try:
+        if args.back is not None:
+            module.export(load_checkpoint(args.back), args.source, args.out)
+        else:
+            table = yaml.safe_load(args.tasks.read_text()) if args.tasks is not None else {"tasks": []}
+            write(module.load(args.source), TaskTable.from_dict(table), args.out)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(args.out)
+    return 0

@@ -1,0 +1,1 @@
+"""Checkpoints of others, to ours and back."""

@@ -1,0 +1,156 @@
+"""What every conversion gives: a configuration of ours, its tensors, and a tokenizer with the task table's tokens."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+
+from models.build import build_generalist
+from models.checkpoint import CheckpointError, save_checkpoint
+from models.generalist import Generalist
+from models.token_rows import TokenRows
+from routers.tasks import TaskTable
+from routers.vocabulary import add_task_tokens
+
+
+@dataclass
+class Conversion:
+    """A model of others in our terms.
+
+    Args:
+        config: The Generalist's configuration, without tokenizer and tasks.
+        tensors: Its parameters by name, new tokens' rows apart.
+        tokenizer: Theirs, unchanged.
+    """
+
+    config: dict[str, Any]
+    tensors: Mapping[str, Tensor]
+    tokenizer: PreTrainedTokenizerBase
+
+
+def write(conversion: Conversion, tasks: TaskTable, out: str | Path) -> Path:
+    """Write a checkpoint directory; the vocabulary gets rows for the table's tokens.
+
+    Args:
+        conversion: The model.
+        tasks: The task table; an empty one for a model that only writes.
+        out: The directory.
+
+    Raises:
+        CheckpointError: If a tensor is missing, unexpected or of another shape, naming them; nothing is written then.
+    """
+    tokenizer, first = conversion.tokenizer, len(conversion.tokenizer)
+    add_task_tokens(tokenizer, tasks)
+    config = {**conversion.config, "tasks": tasks.to_dict()}
+    if len(tokenizer) > first:
+        new = {"first": first, "count": len(tokenizer) - first}
+        config["language_model"] = {**config["language_model"], "new_tokens": new}
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        config["tokenizer"] = folder
+        with parameters_on_meta():
+            generalist = build_generalist(config)
+        fill(generalist, conversion.tensors)
+        return save_checkpoint(generalist, config, out)
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Modules built inside have parameters without memory, and real buffers."""
+    register = nn.Module.register_parameter
+
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        register(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":
+            own = module._parameters[name]
+            assert own is not None
+            module._parameters[name] = nn.Parameter(own.to("meta"), requires_grad=own.requires_grad)
+
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def fill(generalist: Generalist, tensors: Mapping[str, Tensor]) -> None:
+    """Give a model built by :func:`parameters_on_meta` its tensors; rows of new tokens begin as they always do.
+
+    Raises:
+        CheckpointError: Naming what is missing, unexpected or of another shape.
+    """
+    model = generalist.language_model
+    tied = bool(model.config.tie_word_embeddings)
+    wanted = {name: value for name, value in generalist.named_parameters() if not _is_new(name)}
+    wanted |= {name: value for name, value in generalist.state_dict().items() if name in tensors}
+    given = {name: value for name, value in tensors.items() if not (tied and name.endswith("lm_head.weight"))}
+    missing, unexpected = sorted(set(wanted) - set(tensors)), sorted(set(given) - set(wanted))
+    wrong = [
+        f"{name} {tuple(value.shape)} instead of {tuple(wanted[name].shape)}"
+        for name, value in given.items()
+        if name in wanted and value.shape != wanted[name].shape
+    ]
+    if missing or unexpected or wrong:
+        raise CheckpointError(
+            f"the weights are not those of this architecture: missing {missing[:5]}, unexpected {unexpected[:5]}, "
+            f"of another shape {wrong[:5]}"
+        )
+    generalist.load_state_dict(dict(given), strict=False, assign=True)
+    model.model.tie_weights()
+    rows = model.new_tokens
+    if rows is not None:
+        output = None if rows.output_embedding is None else model.head_weight
+        model.new_tokens = TokenRows(rows.first, rows.count, model.model.get_input_embeddings().weight, output)
+    empty = [name for name, value in generalist.named_parameters() if value.is_meta]
+    if empty:
+        raise CheckpointError(f"no weights for {empty[:5]}")
+
+
+def language_model_config(config: PretrainedConfig) -> dict[str, Any]:
+    """Architecture and settings of a language model, as :class:`models.language.LanguageModel` takes them."""
+    return {"model_type": config.model_type, "config": settings_of(config)}
+
+
+def settings_of(config: PretrainedConfig) -> dict[str, Any]:
+    """What a configuration says beside its architecture's defaults."""
+    return {name: value for name, value in config.to_diff_dict().items() if name not in _NOT_SETTINGS}
+
+
+def load_their_tokenizer(source: str, chat_template: str | None) -> PreTrainedTokenizerBase:
+    """The tokenizer of a directory.
+
+    Args:
+        source: The directory.
+        chat_template: Instead of its own.
+
+    Raises:
+        CheckpointError: If there is none, or it lacks an end-of-turn token.
+    """
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{source}': expected a tokenizer beside the weights: {error}") from None
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+        raise CheckpointError(f"'{source}': expected a chat template and an end-of-turn (eos) token, got none")
+    return tokenizer
+
+
+def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """A module's parameters and stored buffers under another name, sharing memory."""
+    return {f"{prefix}{name}": value.detach() for name, value in module.state_dict().items()}
+
+
+def _is_new(name: str) -> bool:
+    return name.startswith("language_model.new_tokens.")
+
+
+_NOT_SETTINGS = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
