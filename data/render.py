@@ -6,6 +6,7 @@ Training and inference share it, so a model never meets a prompt that it was not
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
@@ -144,7 +145,9 @@ def rendered_size(record: Record, plan: BatchPlan) -> RenderedSize:
         RenderError: As :func:`render`, as far as it can be told without decoding.
     """
     try:
-        layouts = {name: _declared_layout(item, plan) for name, item in record.media.items()}
+        shown = {part.media for message in record.messages for part in message.content if part.media}
+        counts = Counter(item.type for name, item in record.media.items() if name in shown)
+        layouts = {name: _declared_layout(item, plan, counts[item.type]) for name, item in record.media.items()}
         written = _Writer(record.key, plan, layouts).write(record.messages, {}, False)
     except ValueError as error:
         raise RenderError(f"record '{record.key}': {error}") from error
@@ -163,11 +166,12 @@ def _render(
     names = [part.media for message in messages for part in message.content if part.media]
     inputs: dict[str, dict[str, Tensor]] = {}
     layouts: dict[str, tuple[str, ItemLayout]] = {}
+    counts = Counter(_kind(raw_media[name]) for name in dict.fromkeys(names) if name in raw_media)
     for name in dict.fromkeys(names):
         if name not in raw_media:
             raise ValueError(f"media '{name}': expected one of {sorted(raw_media)}")
         kind = _kind(raw_media[name])
-        inputs[name], layout = _process(name, raw_media[name], _processor(plan, kind))
+        inputs[name], layout = _process(name, raw_media[name], _processor(plan, kind, counts[kind]))
         layouts[name] = (kind, layout)
     rendered = _Writer(key, plan, layouts).write(messages, targets, generation_prompt)
     for item in rendered.media:
@@ -304,10 +308,11 @@ def _index(value: Mapping[str, Any], name: str, limit: int, what: str) -> int:
     return given
 
 
-def _processor(plan: BatchPlan, kind: str) -> Processor:
+def _processor(plan: BatchPlan, kind: str, count: int) -> Processor:
     if kind not in plan.processors:
         raise ValueError(f"{kind}: expected media that the model takes, one of {sorted(plan.processors)}")
-    return plan.processors[kind]
+    processor: Any = plan.processors[kind]
+    return processor.among(count) if hasattr(processor, "among") else processor
 
 
 def _kind(raw: RawMedia) -> str:
@@ -335,8 +340,8 @@ def _process(name: str, raw: RawMedia, processor: Processor) -> tuple[dict[str, 
     return inputs, layout
 
 
-def _declared_layout(media: Media, plan: BatchPlan) -> tuple[str, ItemLayout]:
-    processor = _processor(plan, media.type)
+def _declared_layout(media: Media, plan: BatchPlan, count: int) -> tuple[str, ItemLayout]:
+    processor = _processor(plan, media.type, count)
     if media.type != "audio":
         return media.type, processor.layout(media.size)
     if media.sample_rate is None:

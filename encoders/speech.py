@@ -75,7 +75,7 @@ class AudioProcessor:
         """
         waveform = _checked_waveform(raw)
         layout = self.layout(tuple(waveform.shape))
-        padded = F.pad(waveform, (0, layout.num_features * FEATURE_SAMPLES - waveform.shape[0]))
+        padded = F.pad(waveform, (0, -waveform.shape[0] % FEATURE_SAMPLES))
         chunks = padded.split(self.chunk_features * FEATURE_SAMPLES)
         if self.full_chunks:
             missing = self.chunk_features * FEATURE_SAMPLES - chunks[-1].shape[0]

@@ -370,5 +370,5 @@ def _to_original(canvas: Tensor, context: HeadContext) -> Tensor:
         original = canvas.new_zeros(3, transform.original_size[1], transform.original_size[0])
     else:
         original = torch.as_tensor(image.load_original()).to(canvas)
-    original[:, top:bottom, left:right] = window
+    transform.paste(window, original)
     return original

@@ -12,7 +12,11 @@ from layers.layout import ItemLayout, Layout
 
 
 class Processor(Protocol):
-    """Turns raw media into encoder inputs in a data worker: picklable, without weights."""
+    """Turns raw media into encoder inputs in a data worker: picklable, without weights.
+
+    One that treats an item differently when others of its kind stand in the same conversation has, besides, a method
+    ``among(count) -> Processor``.
+    """
 
     kind: str
 

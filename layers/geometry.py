@@ -28,7 +28,7 @@ class GeometricTransform:
 
     Args:
         original_size: (width, height) of the original raster in pixels.
-        crop_xyxy: The cropped window in original pixels.
+        crop_xyxy: The cropped window in original pixels; what lies outside the raster is padding.
         resized_size: (width, height) of the window after resizing.
         pad_left: Columns of padding left of the resized window; negative where it is cut there instead.
         pad_top: Rows of padding above the resized window, likewise.
@@ -82,6 +82,14 @@ class GeometricTransform:
         pad_left, pad_top = -round((resized[0] - input_width) / 2), -round((resized[1] - input_height) / 2)
         return cls(original_size, (0, 0, width, height), resized, pad_left, pad_top, input_size)
 
+    @classmethod
+    def pad_square(cls, original_size: tuple[int, int], input_size: tuple[int, int]) -> GeometricTransform:
+        """Pad the raster to a square about its centre, then scale that, as LLaVA-1.5 does."""
+        width, height = original_size
+        side = max(width, height)
+        left, top = -((side - width) // 2), -((side - height) // 2)
+        return cls(original_size, (left, top, left + side, top + side), input_size, 0, 0, input_size)
+
     @property
     def scale(self) -> tuple[float, float]:
         """(x, y) factors from original to input pixels."""
@@ -134,8 +142,7 @@ class GeometricTransform:
             ValueError: If the raster does not have ``original_size``.
         """
         self._check_raster(image)
-        left, top, right, bottom = self.crop_xyxy
-        window = image[:, top:bottom, left:right]
+        window = self._crop(image, fill)
         width, height = self.resized_size
         if window.shape[-2:] != (height, width):
             window = F.interpolate(window[None], (height, width), mode=resample, antialias=True)[0]
@@ -146,6 +153,17 @@ class GeometricTransform:
         colour = torch.tensor(fill, dtype=image.dtype, device=image.device)[:, None, None]
         canvas = colour.expand(image.shape[0], self.input_size[1], self.input_size[0]).clone()
         canvas[:, to_y, to_x] = seen
+        return canvas
+
+    def _crop(self, image: Tensor, fill: Sequence[float]) -> Tensor:
+        left, top, right, bottom = self.crop_xyxy
+        width, height = self.original_size
+        if left >= 0 and top >= 0 and right <= width and bottom <= height:
+            return image[:, top:bottom, left:right]
+        colour = torch.tensor(fill, dtype=image.dtype, device=image.device)[:, None, None]
+        canvas = colour.expand(image.shape[0], bottom - top, right - left).clone()
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        canvas[:, y1 - top : y2 - top, x1 - left : x2 - left] = image[:, y1:y2, x1:x2]
         return canvas
 
     def apply_mask(self, mask: Tensor) -> Tensor:
@@ -169,13 +187,23 @@ class GeometricTransform:
         logits = logits[..., *self._seen_input()]
         if logits.shape[-2:] != (bottom - top, right - left):
             logits = F.interpolate(logits, (bottom - top, right - left), mode="bilinear", align_corners=False)
-        mask = torch.zeros(self.original_size[1], self.original_size[0], dtype=torch.bool, device=logits.device)
-        mask[top:bottom, left:right] = logits[0, 0] > 0
-        return mask
+        mask = torch.zeros(1, self.original_size[1], self.original_size[0], dtype=torch.bool, device=logits.device)
+        self.paste(logits[0] > 0, mask)
+        return mask[0]
+
+    def paste(self, window: Tensor, original: Tensor) -> None:
+        """Write (C, height, width) of :attr:`seen_xyxy` into an original raster (C, H, W), without its padding."""
+        left, top, right, bottom = self.seen_xyxy
+        width, height = self.original_size
+        x1, y1, x2, y2 = max(left, 0), max(top, 0), min(right, width), min(bottom, height)
+        original[:, y1:y2, x1:x2] = window[:, y1 - top : y2 - top, x1 - left : x2 - left]
 
     @property
     def seen_xyxy(self) -> tuple[int, int, int, int]:
-        """The window of original pixels that the input frame shows; edges that fall within a pixel are rounded."""
+        """The window of original pixels that the input frame shows, in parts outside the raster where it was padded.
+
+        Edges that fall within a pixel are rounded.
+        """
         (rows, columns), (scale_x, scale_y) = self._seen_window(), self.scale
         left, top, right, bottom = self.crop_xyxy
         x1 = min(left + round(columns.start / scale_x), right - 1)

@@ -15,6 +15,7 @@ from typing import Any
 ALLOWED_CLASSES: frozenset[str] = frozenset(
     {
         "encoders.graph.GraphTransformerEncoder",
+        "encoders.qwen_audio.Qwen2AudioTower",
         "encoders.speech.SpeechEncoder",
         "encoders.vision.OpenClipEncoder",
         "encoders.vision.TimmEncoder",

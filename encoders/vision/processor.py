@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from layers.geometry import GeometricTransform, Resample
 from layers.layout import ItemLayout
 
-ResizeMode = Literal["resize", "letterbox", "center_crop", "resize_crop"]
+ResizeMode = Literal["resize", "letterbox", "pad_square", "center_crop", "resize_crop"]
 
 
 @dataclass
@@ -26,8 +26,8 @@ class ImageProcessor:
     Args:
         input_size: (width, height) of the encoder's input in pixels.
         grid: (rows, columns) of the encoder's features.
-        mode: How a raster is fitted: stretched; letterboxed; its centre cut out and scaled; or scaled to cover the
-            input and cut after that, as CLIP's processor does.
+        mode: How a raster is fitted: stretched; letterboxed; padded to a square and scaled (LLaVA-1.5); its centre cut
+            out and scaled; or scaled to cover the input and cut after that (CLIP).
         mean: Colour of the padding, in [0, 1] per channel: the mean of the encoder's normalisation.
         resample: How it is scaled.
     """
@@ -57,7 +57,7 @@ class ImageProcessor:
         """
         layout = self.layout(raster_size(raw))
         assert layout.transform is not None
-        fill = [round(255 * mean) for mean in self.mean]
+        fill = [int(255 * mean) for mean in self.mean]
         return {"pixel_values": layout.transform.apply_image(raw, fill=fill, resample=self.resample)}, layout
 
     def fingerprint(self) -> Mapping[str, Any]:
@@ -137,13 +137,24 @@ class TiledProcessor:
         grid: (rows, columns) of the encoder's features per view.
         arrangements: (rows, columns) of tiles to choose from.
         resample: How the image is scaled.
+        alone_only: Cut an image into tiles only where a conversation shows no other; several are padded to squares
+            instead, with ``mean`` (LLaVA-OneVision).
+        mean: Colour of that padding, in [0, 1] per channel.
     """
 
     input_size: tuple[int, int]
     grid: tuple[int, int]
     arrangements: tuple[tuple[int, int], ...] = ((1, 2), (2, 1), (2, 2), (3, 1), (1, 3))
     resample: Resample = "bicubic"
+    alone_only: bool = False
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     kind: str = field(default="image", init=False)
+
+    def among(self, count: int) -> TiledProcessor | ImageProcessor:
+        """The processor of an image that is one of so many in its conversation."""
+        if count == 1 or not self.alone_only:
+            return self
+        return ImageProcessor(self.input_size, self.grid, "pad_square", self.mean, self.resample)
 
     def layout(self, size: Sequence[int]) -> ItemLayout:
         """As :meth:`ImageProcessor.layout`; the transform is that of the whole image, which is stretched."""

@@ -41,7 +41,7 @@ class VisionTower(Encoder):
         """
         pixels = [item["pixel_values"] for item in items]
         if isinstance(self.processor, TiledProcessor):
-            return {"pixel_values": torch.cat(pixels)}
+            return {"pixel_values": torch.cat([item if item.ndim == 4 else item[None] for item in pixels])}
         if isinstance(self.processor, ImageProcessor):
             return {"pixel_values": torch.stack(pixels)}
         sizes = torch.tensor([list(item.shape[1:]) for item in pixels])
@@ -74,6 +74,7 @@ class VisionTower(Encoder):
         resize_mode: ResizeMode,
         resample: Resample,
         tiles: Sequence[Sequence[int]] | None = None,
+        tiles_alone_only: bool = False,
     ) -> None:
         """Learn grid and width from a run without weights, and make the processor.
 
@@ -86,6 +87,7 @@ class VisionTower(Encoder):
             resize_mode: How images are fitted to the input.
             resample: How they are scaled.
             tiles: Arrangements of tiles, (rows, columns) each, for images in tiles.
+            tiles_alone_only: Cut only images that are alone in their conversation.
 
         Raises:
             ValueError: If the tower has no patches, and images are to keep their size; or if they are to be cut into
@@ -104,7 +106,7 @@ class VisionTower(Encoder):
         grid, self.hidden_size = self._probe(image_size)
         if tiles is not None:
             arrangements = tuple((int(rows), int(columns)) for rows, columns in tiles)
-            self.processor = TiledProcessor(image_size, grid, arrangements, resample)
+            self.processor = TiledProcessor(image_size, grid, arrangements, resample, tiles_alone_only, tuple(mean))
             return
         self.processor = ImageProcessor(image_size, grid, resize_mode, tuple(mean), resample)
 

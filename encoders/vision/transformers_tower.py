@@ -36,6 +36,7 @@ class TransformersEncoder(VisionTower):
             own; "native" keeps every image's size; None takes the tower's.
         max_patches: The most patches of an image of its own size.
         tiles: Arrangements (rows, columns) of tiles that show an image larger, beside the whole image.
+        tiles_alone_only: Not where a conversation shows several images: these are padded to squares.
         resize_mode: How images are fitted to the input, where they are not cut into tiles.
         mean: Of the normalisation, per channel; that of the checkpoint's processor or of its family by default.
         std: Likewise.
@@ -57,6 +58,7 @@ class TransformersEncoder(VisionTower):
         image_size: int | tuple[int, int] | str | None = None,
         max_patches: int = 1024,
         tiles: Sequence[Sequence[int]] | None = None,
+        tiles_alone_only: bool = False,
         resize_mode: ResizeMode = "resize_crop",
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
@@ -77,7 +79,8 @@ class TransformersEncoder(VisionTower):
         own_mean, own_std, own_resample = _preprocessing(pretrained, own.model_type)
         size = None if image_size == "native" else as_size(image_size) or as_size(own.image_size)
         norm = (mean or own_mean, std or own_std)
-        self._finish(size, self._patch, max_patches, *norm, resize_mode, resample or own_resample, tiles)
+        chosen = resample or own_resample
+        self._finish(size, self._patch, max_patches, *norm, resize_mode, chosen, tiles, tiles_alone_only)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See :meth:`VisionTower.maps`."""

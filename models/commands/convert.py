@@ -15,7 +15,7 @@ from models.foreign.conversion import write
 from routers.tasks import TaskTable
 
 HELP = "make a checkpoint of others ours, or write ours in their format"
-SOURCES = {"llava": "llava"}  # name -> module of models.foreign
+SOURCES = ("llava", "qwen2_audio")  # modules of models.foreign
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; status 2 if it cannot be done, and nothing is written then."""
-    module: Any = import_module(f"models.foreign.{SOURCES[args.format]}")
+    module: Any = import_module(f"models.foreign.{args.format}")
     try:
         if args.back is not None:
             module.export(load_checkpoint(args.back), args.source, args.out)

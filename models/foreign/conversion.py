@@ -149,6 +149,13 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value.detach() for name, value in module.state_dict().items()}
 
 
+def copy_files(source: str, out: str | Path) -> None:
+    """Copy the settings of processors and chats, where there are any."""
+    for name in ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json"):
+        if (Path(source) / name).is_file():
+            (Path(out) / name).write_bytes((Path(source) / name).read_bytes())
+
+
 def _is_new(name: str) -> bool:
     return name.startswith("language_model.new_tokens.")
 

@@ -19,7 +19,14 @@ from transformers import (
 )
 
 from models.checkpoint import CheckpointError
-from models.foreign.conversion import Conversion, language_model_config, load_their_tokenizer, prefixed, settings_of
+from models.foreign.conversion import (
+    Conversion,
+    copy_files,
+    language_model_config,
+    load_their_tokenizer,
+    prefixed,
+    settings_of,
+)
 from models.generalist import Generalist
 
 CLASSES: dict[str, type[PreTrainedModel]] = {
@@ -93,9 +100,7 @@ def export(generalist: Generalist, source: str, out: str | Path) -> None:
         raise CheckpointError(f"export to '{config.model_type}': missing {missing[:5]}, unexpected {unexpected[:5]}")
     model.save_pretrained(str(out))
     load_their_tokenizer(source, "{{ '' }}").save_pretrained(str(out))
-    for name in ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json"):
-        if (Path(source) / name).is_file():
-            (Path(out) / name).write_bytes((Path(source) / name).read_bytes())
+    copy_files(source, out)
 
 
 def _tower(generalist: Generalist) -> nn.Module:
@@ -141,6 +146,7 @@ def _our_config(config: PretrainedConfig, preprocessing: Mapping[str, Any]) -> d
         kind = "AnyresProjector"
     if config.model_type == "llava_onevision":
         projector["max_tiles"] = int(config.vision_aspect_ratio.removeprefix("anyres_max_"))
+        encoder["tiles_alone_only"] = True
     return {
         "language_model": language_model_config(text),
         "encoders": {"image": {"class_path": "encoders.vision.TransformersEncoder", "init_args": encoder}},

@@ -16,6 +16,7 @@ from transformers import (
     LlavaNextForConditionalGeneration,
     LlavaOnevisionConfig,
     LlavaOnevisionForConditionalGeneration,
+    LlavaOnevisionImageProcessor,
 )
 
 from data.packing import pack
@@ -30,6 +31,7 @@ from routers.tasks import TaskTable
 from tests.tiny import WORDS
 
 SIDE = 24
+NORM = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
 PINPOINTS = [[24, 48], [48, 24], [48, 48]]
 VISION = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 3, "num_attention_heads": 2}
 VISION |= {"image_size": SIDE, "patch_size": 8}
@@ -71,7 +73,7 @@ def saved(kind: str, directory: Path) -> Any:
     for parameter in model.parameters():
         parameter.data *= 3  # far from uniform logits
     model.save_pretrained(directory)
-    norm = {"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25], "resample": 3}
+    norm = {"image_mean": NORM[0], "image_std": NORM[1], "resample": 3}
     (directory / "preprocessor_config.json").write_text(json.dumps(norm))
     return model
 
@@ -123,6 +125,33 @@ def test_logits_and_replies_are_those_of_transformers(kind: str, tmp_path: Path)
             ids = theirs.generate(**inputs, max_new_tokens=8, do_sample=False, suppress_tokens=suppressed)
         written = ids[0, inputs["input_ids"].shape[1] :].tolist()
         assert list(reply.token_ids) == (written[: written.index(1)] if 1 in written else written)
+
+
+def test_several_images_are_not_cut_into_tiles_by_onevision(tmp_path: Path) -> None:
+    """Their processor pads each of several images to a square, and closes it by one token."""
+    theirs = saved("onevision", tmp_path / "theirs")
+    assert models_main(["convert", "llava", str(tmp_path / "theirs"), "--out", str(tmp_path / "ours")]) == 0
+    generalist = Generalist.from_pretrained(tmp_path / "ours")
+    plan = generalist.plan()
+    images = [picture(40, 24), picture(17, 30)]
+    processor = LlavaOnevisionImageProcessor(
+        size={"height": SIDE, "width": SIDE}, image_grid_pinpoints=PINPOINTS, image_mean=NORM[0], image_std=NORM[1]
+    )
+    pixels = processor([images], return_tensors="pt")
+    parts = (Part("image", media="a"), Part("image", media="b"), Part("text", text="hello ?"))
+    rendered = render_prompt([Message("user", parts)], {"a": images[0], "b": images[1]}, plan)
+    ids = torch.tensor([rendered.input_ids])
+    ids[ids == plan.vocabulary.media_ids["image"]] = theirs.config.image_token_id
+    batch = pack([rendered], plan)
+    words = theirs.config.text_config.vocab_size - 5
+    with torch.no_grad():
+        expected = theirs(input_ids=ids, **pixels).logits[0, :, :words]
+        encoded = generalist.encode_media(batch.media)["image"]
+        embeds = generalist.place(
+            generalist.embed(batch.input_ids[0]), batch.media["image"].positions, encoded.projected
+        )
+        states = generalist.language_model(embeds[None], batch.position_ids, batch.segment_lengths)
+    torch.testing.assert_close(generalist.language_model.logits(states)[:, :words], expected, atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
