@@ -11,7 +11,7 @@ import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO, cast
+from typing import Any, cast
 
 from data.records import RecordError, parse_json
 from data.remote import is_remote, read_ranges, remote_size
@@ -196,7 +196,7 @@ def verify_index(index: ShardIndex) -> None:
     if not index.sha256:
         raise StaleIndexError(f"{index.path}: expected a shard that could be read to its end, got a damaged one")
     with open_shard(index.path) as stream:
-        found = hashlib.file_digest(cast(BinaryIO, stream), "sha256").hexdigest()
+        found = hashlib.file_digest(cast(Any, stream), "sha256").hexdigest()
     if found != index.sha256:
         raise StaleIndexError(f"{index.path}: expected the bytes with SHA-256 {index.sha256}, got {found}")
 

@@ -180,7 +180,7 @@ class FlowImageHead(Head):
         pieces = torch.split(states, list(lengths)) if contexts else ()
         per_call = torch.cat([piece[-self.num_queries :] for piece in pieces] or [states])
         per_call = per_call.unflatten(0, (len(contexts), self.num_queries))
-        embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces)], dim=1))
+        embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces, per_call)], dim=1))
         heat = self._heat(pieces, contexts)
         maps = [
             self._draw_maps(embedding[i]) if logits is None else self._edit_maps(contexts[i], logits)
@@ -188,11 +188,11 @@ class FlowImageHead(Head):
         ]
         return FlowConditions(embedding, maps, heat)
 
-    def _prompt_summary(self, pieces: Sequence[Tensor]) -> Tensor:
+    def _prompt_summary(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
         """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
         prompts = [piece[: -self.num_queries] for piece in pieces]
         rows = [row for prompt in prompts for row in self._mean_and_last(prompt)]
-        return torch.stack(rows).unflatten(0, (-1, 2)) if rows else self.queries.new_zeros(0, 2, self.state_size)
+        return torch.stack(rows).unflatten(0, (-1, 2)) if rows else like.new_zeros(0, 2, self.state_size)
 
     @staticmethod
     def _mean_and_last(prompt: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,9 @@ def main() -> None:
                 writer.write({"media": media, "text": text})
         return
     dataset = Samples(str(directory), Decoder(args.data, args.kind))
-    loader = DataLoader(dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True)
+    loader: DataLoader[Any] = DataLoader(
+        dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True
+    )
 
     def epoch() -> Iterator[torch.Tensor]:
         for batch in loader:

@@ -40,7 +40,8 @@ class Decoder:
     """Media and text of a sample, decoded; the tokenizer is read in the worker that first needs it."""
 
     def __init__(self, data: Path, kind: str) -> None:
-        self.path, self.kind, self._tokenizer = str(data / "tokenizer" / "tokenizer.json"), kind, None
+        self.path, self.kind = str(data / "tokenizer" / "tokenizer.json"), kind
+        self._tokenizer: Any = None
 
     def __call__(self, media: bytes, text: bytes) -> dict[str, Any]:
         """``media`` (3, H, W) uint8 or (samples,) float32, ``ids`` of question and answer, and ``box``."""

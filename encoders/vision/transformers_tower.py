@@ -68,7 +68,8 @@ class TransformersEncoder(VisionTower):
         super().__init__()
         if (pretrained is None) == (model_type is None):
             raise ValueError(f"expected pretrained or model_type, got {pretrained!r} and {model_type!r}")
-        if isinstance(image_size, str) and image_size != "native":
+        native = image_size == "native"
+        if isinstance(image_size, str) and not native:
             raise ValueError(f"image_size: expected a number of pixels, two, 'native' or None, got {image_size!r}")
         self.layers, self.pooled = list(layers) if layers is not None else None, pooled
         self.tower = _load(pretrained, revision, config) if pretrained is not None else _build(model_type, config)
@@ -77,10 +78,12 @@ class TransformersEncoder(VisionTower):
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters
         self._patch = getattr(own, "patch_size", None) if not hasattr(own, "depths") else None
         own_mean, own_std, own_resample = _preprocessing(pretrained, own.model_type)
-        size = None if image_size == "native" else as_size(image_size) or as_size(own.image_size)
+        size = as_size(own.image_size if image_size is None or isinstance(image_size, str) else image_size)
         norm = (mean or own_mean, std or own_std)
         chosen = resample or own_resample
-        self._finish(size, self._patch, max_patches, *norm, resize_mode, chosen, tiles, tiles_alone_only)
+        self._finish(
+            None if native else size, self._patch, max_patches, *norm, resize_mode, chosen, tiles, tiles_alone_only
+        )
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
         """See :meth:`VisionTower.maps`."""
@@ -104,8 +107,8 @@ class TransformersEncoder(VisionTower):
         return [tokens_to_map(tokens, rows, columns) for tokens in chosen]
 
     def _check_layers(self, config: PretrainedConfig) -> None:
-        count = len(config.depths) if hasattr(config, "depths") else getattr(config, "num_hidden_layers", None)
-        wrong = [index for index in self.layers or () if count is not None and not -count - 1 <= index <= count]
+        count: int = len(config.depths) if hasattr(config, "depths") else config.num_hidden_layers
+        wrong = [index for index in self.layers or () if not -count - 1 <= index <= count]
         if wrong:
             raise ValueError(
                 f"layers: expected indices from {-count - 1} to {count} of '{config.model_type}', got {wrong}"

@@ -73,7 +73,7 @@ def parameters_on_meta() -> Iterator[None]:
             assert own is not None
             module._parameters[name] = nn.Parameter(own.to("meta"), requires_grad=own.requires_grad)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign]
+    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
     try:
         yield
     finally:
@@ -107,7 +107,8 @@ def fill(generalist: Generalist, tensors: Mapping[str, Tensor]) -> None:
     rows = model.new_tokens
     if rows is not None:
         output = None if rows.output_embedding is None else model.head_weight
-        model.new_tokens = TokenRows(rows.first, rows.count, model.model.get_input_embeddings().weight, output)
+        table: Any = model.model.get_input_embeddings()
+        model.new_tokens = TokenRows(rows.first, rows.count, table.weight, output)
     empty = [name for name, value in generalist.named_parameters() if value.is_meta]
     if empty:
         raise CheckpointError(f"no weights for {empty[:5]}")

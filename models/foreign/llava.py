@@ -61,7 +61,7 @@ def load(source: str) -> Conversion:
         raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
     own: Any = model.model
     tensors = prefixed("language_model.model.model.", own.language_model)
-    tensors |= prefixed("language_model.model.lm_head.", model.lm_head)  # type: ignore[arg-type]
+    tensors |= prefixed("language_model.model.lm_head.", model.lm_head)
     tensors |= prefixed("encoders.image.tower.", own.vision_tower)
     tensors |= _projector_tensors(own)
     tokenizer = load_their_tokenizer(source, None if config.model_type in _OWN_TEMPLATE else VICUNA)

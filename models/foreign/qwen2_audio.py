@@ -7,7 +7,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, Qwen2AudioForConditionalGeneration
+from transformers import AutoConfig, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
 
 from models.checkpoint import CheckpointError
 from models.foreign.conversion import (
@@ -87,11 +87,11 @@ def export(generalist: Generalist, source: str, out: str | Path) -> None:
     copy_files(source, out)
 
 
-def _config(source: str) -> PretrainedConfig:
+def _config(source: str) -> Any:
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"'{source}': expected a model directory of transformers: {error}") from None
-    if config.model_type != "qwen2_audio":
+    if not isinstance(config, Qwen2AudioConfig):
         raise CheckpointError(f"'{source}': expected 'qwen2_audio', got '{config.model_type}'")
     return config
