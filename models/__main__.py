@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
-COMMANDS = ("tokenizer", "convert")
+COMMANDS = ("tokenizer", "convert", "merge")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

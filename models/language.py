@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache
 
+from models.adapters import Lora, add_lora
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
 from models.token_loss import chunked_cross_entropy, linear_cross_entropy
 from models.token_rows import TokenRows
@@ -35,6 +36,7 @@ class LanguageModel(nn.Module):
         revision: Revision on the hub.
         new_tokens: ``{first: ID, count: N}``: tokens that the pretrained vocabulary lacks get rows of their own, named
             ``new_tokens.*``, and the table can stay frozen (``python -m models tokenizer`` prints these numbers).
+        lora: Low-rank updates beside frozen weights: arguments of :class:`models.adapters.Lora`.
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
@@ -50,6 +52,7 @@ class LanguageModel(nn.Module):
         pretrained: str | None = None,
         revision: str | None = None,
         new_tokens: dict[str, int] | None = None,
+        lora: Lora | None = None,
     ) -> None:
         super().__init__()
         overrides = dict(config or {})
@@ -69,6 +72,8 @@ class LanguageModel(nn.Module):
             model = AutoModelForCausalLM.from_config(hf_config, **arguments)
         self.model = model
         self.pretrained = str(Path(pretrained)) if pretrained is not None else None
+        if lora is not None:
+            add_lora(self.model, lora)
         self.new_tokens = None
         if new_tokens is not None:
             tied = self.head_weight.data_ptr() == self._embedding.weight.data_ptr() or bool(

@@ -1,0 +1,38 @@
+"""``python -m models merge``: a checkpoint without adapters, their updates folded into the weights."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import yaml
+
+from models.adapters import merge_adapters
+from models.checkpoint import CONFIG, CheckpointError, load_checkpoint, save_checkpoint
+
+HELP = "fold the adapters of a checkpoint into its weights"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    parser.add_argument("checkpoint", type=Path, help="a checkpoint directory")
+    parser.add_argument("--out", required=True, type=Path, help="folder of the merged checkpoint")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Merge; status 2 if there is nothing to merge, or no checkpoint."""
+    try:
+        generalist = load_checkpoint(args.checkpoint)
+        merged = merge_adapters(generalist.language_model)
+        if not merged:
+            raise CheckpointError(f"'{args.checkpoint}': expected adapters, got a language model without any")
+        config = yaml.safe_load((args.checkpoint / CONFIG).read_text())
+        del config["language_model"]["lora"]
+        config |= {"tasks": generalist.tasks.to_dict(), "tokenizer": str(args.checkpoint / "tokenizer")}
+        save_checkpoint(generalist, config, args.out)
+    except (CheckpointError, OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(f"{args.out}: {merged} layers merged")
+    return 0
