@@ -51,19 +51,19 @@ class Reference:
 
 # On two cores of an AMD EPYC without AVX512, in fp32, other work beside them for parts of the time: upper bounds. The
 # speed is that of training/precision.py.
-REFERENCE_GFLOPS = 112.0
+REFERENCE_GFLOPS = 125.0
 REFERENCE: Mapping[str, Reference] = {
     "data": Reference(210, computes=False),
     "tokenizer": Reference(20, computes=False),
-    "stage0_vision": Reference(600),
+    "stage0_vision": Reference(490),
     "stage0_speech": Reference(870),
-    "stage0_graph": Reference(95),
-    "stage0_language": Reference(400),
-    "stage1_alignment": Reference(1240),
-    "stage2_instruction": Reference(3360),
+    "stage0_graph": Reference(80),
+    "stage0_language": Reference(570),
+    "stage1_alignment": Reference(1050),
+    "stage2_instruction": Reference(2200),
     "checkpoint": Reference(2, computes=False),
-    "evaluation": Reference(260),
-    "controls": Reference(480),
+    "evaluation": Reference(350),
+    "controls": Reference(280),
     "score": Reference(60, computes=False),
     "report": Reference(20, computes=False),
 }

@@ -49,7 +49,12 @@ class PatchEncoder(Encoder):
         return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
-        return nn.functional.adaptive_avg_pool2d(inputs["pixel_values"], 2).flatten(2).transpose(1, 2).flatten(0, 1)
+        return (
+            nn.functional.adaptive_avg_pool2d(inputs["pixel_values"].float() / 255, 2)
+            .flatten(2)
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
 
 
 class WordsEncoder(Encoder):
