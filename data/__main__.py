@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections.abc import Sequence
-from importlib import import_module
+
+from layers.commands import run_command
 
 COMMANDS = (
     "quickstart",
@@ -30,17 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    wanted = [name for name in COMMANDS if given[:1] == [name]] or COMMANDS
-    parser = argparse.ArgumentParser(prog="python -m data", description="Make, check and look at shards.")
-    subparsers = parser.add_subparsers(dest="command", required=True)
-    for name in wanted:
-        module = import_module(f"data.commands.{name}")
-        command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
-        module.configure(command)
-        command.set_defaults(run=module.run)
-    args = parser.parse_args(given)
-    return int(args.run(args))
+    return run_command("data", COMMANDS, "Make, check and look at shards.", arguments)
 
 
 if __name__ == "__main__":

@@ -76,13 +76,10 @@ def write_sidecar(path: str, value: dict[str, Any]) -> None:
 
 
 def _bytes_of(path: str) -> bytes:
-    """The cached one first: it is there because there could be none beside the shard."""
+    if not is_remote(path):
+        return (cached_path(path) if _is_foreign(Path(path)) else Path(path)).read_bytes()
     with contextlib.suppress(FileNotFoundError):
         return cached_path(path).read_bytes()
-    if not is_remote(path):
-        if _is_foreign(Path(path)):
-            raise FileNotFoundError(path)
-        return Path(path).read_bytes()
     filesystem, inner = fsspec.url_to_fs(path)
     content: bytes = filesystem.cat_file(inner)
     return content
@@ -93,6 +90,7 @@ def _write_remote(path: str, data: bytes) -> None:
         filesystem, inner = fsspec.url_to_fs(path)
         try:
             filesystem.pipe_file(inner, data)
+            cached_path(path).unlink(missing_ok=True)  # of a time when it could not be written: it would be read first
             return
         except Exception:  # somebody else's bucket; every protocol's client has errors of its own
             pass

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from encoders.vision.processor import ResizeMode
-from encoders.vision.tower import VisionTower, as_size, checked_name
-from layers.geometry import Resample
+from encoders.vision.tower import VisionTower, as_resample, as_size, checked_name, checked_weights
 
 
 class OpenClipEncoder(VisionTower):
@@ -43,16 +41,16 @@ class OpenClipEncoder(VisionTower):
 
         super().__init__()
         checked_name(model_name, open_clip.list_models(), "open_clip")
-        if checkpoint is not None and (Path(checkpoint).suffix != ".safetensors" or not Path(checkpoint).is_file()):
-            raise ValueError(f"checkpoint: expected a safetensors file, got '{checkpoint}'")
         self.layers, self.pooled = list(layers), pooled
         size = as_size(image_size)
         forced: dict[str, Any] = {} if size is None else {"force_image_size": (size[1], size[0])}
-        model: Any = open_clip.create_model(model_name, pretrained=checkpoint, weights_only=True, **forced)
+        model: Any = open_clip.create_model(
+            model_name, pretrained=checked_weights(checkpoint), weights_only=True, **forced
+        )
         self.tower = model.visual
         told = self.tower.preprocess_cfg
-        height, width = _pair(told["size"])
-        resample: Resample = "bilinear" if told["interpolation"] == "bilinear" else "bicubic"
+        height, width = [told["size"]] * 2 if isinstance(told["size"], int) else told["size"]
+        resample = as_resample(told["interpolation"])
         self._finish((width, height), None, 0, told["mean"], told["std"], resize_mode, resample)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -64,7 +62,3 @@ class OpenClipEncoder(VisionTower):
             pixels, indices=self.layers, intermediates_only=True, output_fmt="NCHW"
         )
         return list(output["image_intermediates"])
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])

@@ -14,6 +14,7 @@ from timm.layers import GroupNorm
 from torch import Tensor, nn
 
 from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
+from encoders.vision.tower import keep_statistics
 from layers.encoder import Encoder
 from layers.layout import Layout
 
@@ -84,9 +85,7 @@ class TimmEncoder(Encoder):
     def train(self, mode: bool = True) -> TimmEncoder:
         """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self)
         return self
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

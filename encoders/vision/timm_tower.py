@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,8 +10,7 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from encoders.vision.processor import ResizeMode
-from encoders.vision.tower import VisionTower, as_size, checked_name
-from layers.geometry import Resample
+from encoders.vision.tower import VisionTower, as_resample, as_size, checked_name, checked_weights
 
 
 class TimmTower(VisionTower):
@@ -45,19 +43,17 @@ class TimmTower(VisionTower):
     ) -> None:
         super().__init__()
         checked_name(model_name.split(".")[0], timm.list_models(), "timm")
-        if checkpoint is not None and (Path(checkpoint).suffix != ".safetensors" or not Path(checkpoint).is_file()):
-            raise ValueError(f"checkpoint: expected a safetensors file, got '{checkpoint}'")
         self.layers, self.norm, self.pooled = list(layers), norm, pooled
         arguments: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
-        if checkpoint is not None:
+        if checked_weights(checkpoint) is not None:
             arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": checkpoint}}
         size = as_size(image_size)
-        if size is not None and "img_size" in _constructor_arguments(model_name):
+        if size is not None and _has_fixed_size(model_name):
             arguments["img_size"] = (size[1], size[0])
         self.tower = timm.create_model(model_name, **arguments)
         told = resolve_model_data_config(self.tower)
         _, height, width = told["input_size"]
-        resample: Resample = "bilinear" if told["interpolation"] == "bilinear" else "bicubic"
+        resample = as_resample(told["interpolation"])
         self._finish(size or (width, height), None, 0, told["mean"], told["std"], resize_mode, resample)
 
     def maps(self, pixels: Tensor) -> list[Tensor]:
@@ -72,8 +68,7 @@ class TimmTower(VisionTower):
         )
 
 
-def _constructor_arguments(model_name: str) -> frozenset[str]:
-    """Whether a network's constructor takes ``img_size`` cannot be asked of timm: its transformers do."""
+def _has_fixed_size(model_name: str) -> bool:
+    """Whether a network must be told another input size when it is built, as timm's transformers must."""
     config = timm.get_pretrained_cfg(model_name)
-    fixed = config is not None and bool(config.fixed_input_size)
-    return frozenset({"img_size"} if fixed else ())
+    return config is not None and bool(config.fixed_input_size)

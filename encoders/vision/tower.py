@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -15,6 +16,13 @@ from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm
 from layers.encoder import Encoder
 from layers.geometry import Resample
 from layers.layout import Layout
+
+
+def keep_statistics(module: nn.Module) -> None:
+    """Leave batch normalisation in evaluation mode, whatever the rest of the module is in."""
+    for part in module.modules():
+        if isinstance(part, nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 class VisionTower(Encoder):
@@ -59,9 +67,7 @@ class VisionTower(Encoder):
     def train(self, mode: bool = True) -> VisionTower:
         """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
         super().train(mode)
-        for module in self.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.eval()
+        keep_statistics(self)
         return self
 
     def _finish(
@@ -175,6 +181,22 @@ def checked_name(name: str, known: Sequence[str], library: str) -> str:
         told = f"; near: {', '.join(near)}" if near else ""
         raise ValueError(f"model_name: expected a model of {library}, got '{name}'{told}")
     return name
+
+
+def checked_weights(checkpoint: str | None) -> str | None:
+    """A file with weights, or None.
+
+    Raises:
+        ValueError: If it is no safetensors file.
+    """
+    if checkpoint is not None and (Path(checkpoint).suffix != ".safetensors" or not Path(checkpoint).is_file()):
+        raise ValueError(f"checkpoint: expected a safetensors file, got '{checkpoint}'")
+    return checkpoint
+
+
+def as_resample(interpolation: str) -> Resample:
+    """A library's name of an interpolation; what is neither is taken as bicubic."""
+    return "bilinear" if interpolation == "bilinear" else "bicubic"
 
 
 def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:

@@ -140,10 +140,20 @@ def _vision_part(config: PretrainedConfig) -> PretrainedConfig:
     return part
 
 
+def told_preprocessing(directory: str) -> dict[str, Any]:
+    """``mean``, ``std`` and ``resample`` of a directory's image processor, so far as it says them."""
+    told: dict[str, Any] = {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        file = Path(directory, name)
+        if file.is_file():
+            value = json.loads(file.read_text())
+            told |= value.get("image_processor", value)
+    norm = {ours: told[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in told}
+    return norm | ({"resample": _RESAMPLES.get(told["resample"], "bicubic")} if "resample" in told else {})
+
+
 def _preprocessing(pretrained: str | None, model_type: str) -> tuple[Sequence[float], Sequence[float], Resample]:
     """Mean, deviation and resampling that a checkpoint asks for; those of its family where it says nothing."""
-    family = next((norm for name, norm in _NORMS.items() if model_type.startswith(name)), _IMAGENET)
-    file = Path(pretrained or "", "preprocessor_config.json")
-    told = json.loads(file.read_text()) if pretrained is not None and file.is_file() else {}
-    mean, std = told.get("image_mean", family[0]), told.get("image_std", family[1])
-    return mean, std, _RESAMPLES.get(told.get("resample", 3), "bicubic")
+    mean, std = next((norm for name, norm in _NORMS.items() if model_type.startswith(name)), _IMAGENET)
+    told = told_preprocessing(pretrained) if pretrained is not None else {}
+    return told.get("mean", mean), told.get("std", std), told.get("resample", "bicubic")

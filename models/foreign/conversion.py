@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from models.build import build_generalist
 from models.checkpoint import CheckpointError, save_checkpoint
@@ -64,7 +65,7 @@ def write(conversion: Conversion, tasks: TaskTable, out: str | Path) -> Path:
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules built inside have parameters without memory, and real buffers."""
-    register = nn.Module.register_parameter
+    register = nn.Module.register_parameter  # the one way by which every parameter comes into a module
 
     def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         register(module, name, parameter)
@@ -114,6 +115,80 @@ def fill(generalist: Generalist, tensors: Mapping[str, Tensor]) -> None:
         raise CheckpointError(f"no weights for {empty[:5]}")
 
 
+def load_their_config(source: str, model_types: Collection[str]) -> Any:
+    """The configuration of a directory.
+
+    Raises:
+        CheckpointError: If it is no model directory of transformers, or one of another architecture.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"'{source}': expected a model directory of transformers: {error}") from None
+    if config.model_type not in model_types:
+        raise CheckpointError(f"'{source}': expected one of {sorted(model_types)}, got '{config.model_type}'")
+    return config
+
+
+def load_their_model(model_class: type[PreTrainedModel], source: str) -> Any:
+    """The model of a directory with safetensors.
+
+    Raises:
+        CheckpointError: If its weights cannot be read.
+    """
+    try:
+        return model_class.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="auto")
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
+
+
+def language_model_tensors(model: Any) -> dict[str, Tensor]:
+    """The tensors of a model's language model under our names."""
+    tensors = prefixed("language_model.model.model.", model.model.language_model)
+    return tensors | prefixed("language_model.model.lm_head.", model.lm_head)
+
+
+def export_model(
+    generalist: Generalist,
+    kind: str,
+    model_class: type[PreTrainedModel],
+    config: Any,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    out: str | Path,
+) -> None:
+    """Write a converted model in transformers' format again.
+
+    Args:
+        generalist: The model.
+        kind: The only modality that the architecture has.
+        model_class: Its class.
+        config: Its configuration.
+        tensors: Encoder and projector under its names; the language model's are added here.
+        source: The directory that it was converted from: tokenizer and processor are taken from there.
+        out: The directory to write.
+
+    Raises:
+        CheckpointError: If the model has parts that the architecture has no place for.
+    """
+    extra = sorted(set(generalist.encoders) - {kind}) + sorted(generalist.heads)
+    if extra:
+        raise CheckpointError(f"export to '{config.model_type}': expected an {kind} encoder and no heads, got {extra}")
+    language_model = generalist.language_model
+    own = prefixed("model.language_model.", language_model.model.base_model)
+    own["lm_head.weight"] = language_model.head_weight.detach()
+    model = model_class(config)
+    missing, unexpected = model.load_state_dict({**own, **tensors}, strict=False, assign=True)
+    missing = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
+    if missing or unexpected:
+        raise CheckpointError(f"export to '{config.model_type}': missing {missing[:5]}, unexpected {unexpected[:5]}")
+    model.save_pretrained(str(out))
+    load_their_tokenizer(source, "{{ '' }}").save_pretrained(str(out))
+    for name in _SETTINGS_FILES:
+        if (Path(source) / name).is_file():
+            (Path(out) / name).write_bytes((Path(source) / name).read_bytes())
+
+
 def language_model_config(config: PretrainedConfig) -> dict[str, Any]:
     """Architecture and settings of a language model, as :class:`models.language.LanguageModel` takes them."""
     return {"model_type": config.model_type, "config": settings_of(config)}
@@ -150,15 +225,9 @@ def prefixed(prefix: str, module: nn.Module) -> dict[str, Tensor]:
     return {f"{prefix}{name}": value.detach() for name, value in module.state_dict().items()}
 
 
-def copy_files(source: str, out: str | Path) -> None:
-    """Copy the settings of processors and chats, where there are any."""
-    for name in ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json"):
-        if (Path(source) / name).is_file():
-            (Path(out) / name).write_bytes((Path(source) / name).read_bytes())
-
-
 def _is_new(name: str) -> bool:
     return name.startswith("language_model.new_tokens.")
 
 
 _NOT_SETTINGS = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
+_SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json")

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import (
-    AutoConfig,
     LlavaForConditionalGeneration,
     LlavaNextForConditionalGeneration,
     LlavaOnevisionForConditionalGeneration,
@@ -18,11 +15,15 @@ from transformers import (
     PreTrainedModel,
 )
 
+from encoders.vision.transformers_tower import told_preprocessing
 from models.checkpoint import CheckpointError
 from models.foreign.conversion import (
     Conversion,
-    copy_files,
+    export_model,
     language_model_config,
+    language_model_tensors,
+    load_their_config,
+    load_their_model,
     load_their_tokenizer,
     prefixed,
     settings_of,
@@ -53,19 +54,13 @@ def load(source: str) -> Conversion:
         CheckpointError: If it is no such model, or uses what cannot be expressed, naming it.
     """
     config = _config(source)
-    try:
-        model = CLASSES[config.model_type].from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, dtype="auto"
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
+    model = load_their_model(CLASSES[config.model_type], source)
     own: Any = model.model
-    tensors = prefixed("language_model.model.model.", own.language_model)
-    tensors |= prefixed("language_model.model.lm_head.", model.lm_head)
+    tensors = language_model_tensors(model)
     tensors |= prefixed("encoders.image.tower.", own.vision_tower)
     tensors |= _projector_tensors(own)
     tokenizer = load_their_tokenizer(source, None if config.model_type in _OWN_TEMPLATE else VICUNA)
-    return Conversion(_our_config(config, _preprocessing(source)), tensors, tokenizer)
+    return Conversion(_our_config(config, told_preprocessing(source)), tensors, tokenizer)
 
 
 def export(generalist: Generalist, source: str, out: str | Path) -> None:
@@ -80,42 +75,18 @@ def export(generalist: Generalist, source: str, out: str | Path) -> None:
         CheckpointError: If the model has parts that the architecture has no place for.
     """
     config = _config(source)
-    extra = sorted(set(generalist.encoders) - {"image"}) + sorted(generalist.heads)
-    if extra:
-        raise CheckpointError(f"export to '{config.model_type}': expected an image encoder and no heads, got {extra}")
-    tensors: dict[str, Tensor] = {}
-    language_model = generalist.language_model.model
-    tensors |= prefixed("model.language_model.", language_model.base_model)
-    tensors |= {"lm_head.weight": generalist.language_model.head_weight.detach()}
-    tensors |= prefixed("model.vision_tower.", _tower(generalist))
+    encoder: Any = generalist.encoders["image"]
     projector: Any = generalist.projectors["image"]
-    for ours, theirs in (("0", "linear_1"), ("2", "linear_2")):
-        tensors |= prefixed(f"model.multi_modal_projector.{theirs}.", projector.layers[int(ours)])
+    tensors = prefixed("model.vision_tower.", encoder.tower)
+    tensors |= prefixed("model.multi_modal_projector.linear_1.", projector.layers[0])
+    tensors |= prefixed("model.multi_modal_projector.linear_2.", projector.layers[2])
     if hasattr(projector, "newline"):
         tensors["model.image_newline"] = projector.newline.detach()
-    model = CLASSES[config.model_type](config)
-    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-    missing = [name for name in missing if not (name == "lm_head.weight" and config.tie_word_embeddings)]
-    if missing or unexpected:
-        raise CheckpointError(f"export to '{config.model_type}': missing {missing[:5]}, unexpected {unexpected[:5]}")
-    model.save_pretrained(str(out))
-    load_their_tokenizer(source, "{{ '' }}").save_pretrained(str(out))
-    copy_files(source, out)
-
-
-def _tower(generalist: Generalist) -> nn.Module:
-    tower: Any = generalist.encoders["image"]
-    module: nn.Module = tower.tower
-    return module
+    export_model(generalist, "image", CLASSES[config.model_type], config, tensors, source, out)
 
 
 def _config(source: str) -> PretrainedConfig:
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{source}': expected a model directory of transformers: {error}") from None
-    if config.model_type not in CLASSES:
-        raise CheckpointError(f"'{source}': expected one of {sorted(CLASSES)}, got '{config.model_type}'")
+    config: PretrainedConfig = load_their_config(source, CLASSES)
     wanted: Mapping[str, Any] = {"projector_hidden_act": "gelu", "multimodal_projector_bias": True}
     for name, value in wanted.items():
         if getattr(config, name, value) != value:
@@ -161,16 +132,3 @@ def _projector_tensors(model: Any) -> dict[str, Tensor]:
     if getattr(model, "image_newline", None) is not None:
         tensors["projectors.image.newline"] = model.image_newline.detach()
     return tensors
-
-
-def _preprocessing(source: str) -> dict[str, Any]:
-    """Mean, deviation and resampling of their image processor, where it says them."""
-    for name in ("processor_config.json", "preprocessor_config.json"):
-        file = Path(source, name)
-        if file.is_file():
-            told = json.loads(file.read_text())
-            told = told.get("image_processor", told)
-            if "image_mean" in told:
-                resample = {2: "bilinear", 3: "bicubic"}.get(told.get("resample", 3), "bicubic")
-                return {"mean": told["image_mean"], "std": told["image_std"], "resample": resample}
-    return {}

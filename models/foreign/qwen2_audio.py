@@ -5,21 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from torch import Tensor
-from transformers import AutoConfig, Qwen2AudioConfig, Qwen2AudioForConditionalGeneration
+from transformers import Qwen2AudioForConditionalGeneration
 
-from models.checkpoint import CheckpointError
 from models.foreign.conversion import (
     Conversion,
-    copy_files,
+    export_model,
     language_model_config,
+    language_model_tensors,
+    load_their_config,
+    load_their_model,
     load_their_tokenizer,
     prefixed,
     settings_of,
 )
 from models.generalist import Generalist
 
+MODEL_TYPE = "qwen2_audio"
 CHATML = (
     "{% for message in messages %}"
     "{% if loop.first and message['role'] != 'system' %}"
@@ -36,16 +37,10 @@ def load(source: str) -> Conversion:
     Raises:
         CheckpointError: If it is no such model, or its weights cannot be read.
     """
-    config = _config(source)
-    try:
-        model = Qwen2AudioForConditionalGeneration.from_pretrained(
-            source, use_safetensors=True, trust_remote_code=False, dtype="auto"
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
+    config = load_their_config(source, [MODEL_TYPE])
+    model = load_their_model(Qwen2AudioForConditionalGeneration, source)
     own: Any = model.model
-    tensors = prefixed("language_model.model.model.", own.language_model)
-    tensors |= prefixed("language_model.model.lm_head.", model.lm_head)
+    tensors = language_model_tensors(model)
     tensors |= prefixed("encoders.audio.tower.", own.audio_tower)
     tensors |= prefixed("projectors.audio.layers.0.", own.multi_modal_projector.linear)
     sizes = {"input_size": config.audio_config.d_model, "output_size": config.text_config.hidden_size}
@@ -68,30 +63,9 @@ def load(source: str) -> Conversion:
 
 def export(generalist: Generalist, source: str, out: str | Path) -> None:
     """Write a converted model in transformers' format again; arguments and errors as for LLaVA."""
-    config = _config(source)
-    extra = sorted(set(generalist.encoders) - {"audio"}) + sorted(generalist.heads)
-    if extra:
-        raise CheckpointError(f"export to '{config.model_type}': expected an audio encoder and no heads, got {extra}")
     encoder: Any = generalist.encoders["audio"]
     projector: Any = generalist.projectors["audio"]
-    tensors: dict[str, Tensor] = prefixed("model.language_model.", generalist.language_model.model.base_model)
-    tensors |= {"lm_head.weight": generalist.language_model.head_weight.detach()}
-    tensors |= prefixed("model.audio_tower.", encoder.tower)
+    tensors = prefixed("model.audio_tower.", encoder.tower)
     tensors |= prefixed("model.multi_modal_projector.linear.", projector.layers[0])
-    model = Qwen2AudioForConditionalGeneration(config)
-    missing, unexpected = model.load_state_dict(tensors, strict=False, assign=True)
-    if missing or unexpected:
-        raise CheckpointError(f"export to '{config.model_type}': missing {missing[:5]}, unexpected {unexpected[:5]}")
-    model.save_pretrained(str(out))
-    load_their_tokenizer(source, "{{ '' }}").save_pretrained(str(out))
-    copy_files(source, out)
-
-
-def _config(source: str) -> Any:
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"'{source}': expected a model directory of transformers: {error}") from None
-    if not isinstance(config, Qwen2AudioConfig):
-        raise CheckpointError(f"'{source}': expected 'qwen2_audio', got '{config.model_type}'")
-    return config
+    config = load_their_config(source, [MODEL_TYPE])
+    export_model(generalist, "audio", Qwen2AudioForConditionalGeneration, config, tensors, source, out)
