@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
@@ -26,6 +26,9 @@ CHAT_TEMPLATE = (
 def train_tokenizer(texts: Iterable[str], vocab_size: int, table: TaskTable) -> PreTrainedTokenizerFast:
     """Train a byte-level BPE tokenizer whose digits stay single, with the table's tokens added.
 
+    A space goes with the digit that follows it, as with any word: split from it, every number would cost two ids, and
+    stand two places from the word before it.
+
     Args:
         texts: The training text.
         vocab_size: Ids of ordinary text, control tokens apart.
@@ -36,7 +39,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, table: TaskTable) -> 
     """
     backend = Tokenizer(BPE())
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [pre_tokenizers.Split(Regex(r" ?\p{Nd}"), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     backend.decoder = decoders.ByteLevel()
     special = [PAD, END, *(f"<|{role}|>" for role in ROLES)]

@@ -108,8 +108,8 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             outputs=(run / "tokenizer",),
             needs=("data",),
         ),
-        *(fit(name, ("data",), with_model=False) for name in TOWERS),
         fit("stage0_language", ("tokenizer",), with_model=True),
+        *(fit(name, ("data",), with_model=False) for name in TOWERS),
         fit("stage1_alignment", ("stage0_language", *TOWERS), with_model=True),
         fit("stage2_instruction", ("stage1_alignment",), with_model=True),
         Phase(

@@ -21,10 +21,11 @@ TRAIN_KINDS: dict[str, float] = {
     "digit_of_colour": 1.5,
     "leftmost": 1.2,
     "largest": 1.2,
+    "look_ups": 1.6,
     "sum": 2.0,
     "comparison": 1.6,
     "exists": 0.8,
-    "caption": 1.2,
+    "caption": 1.0,
     "ground": 1.6,
     "seg": 1.4,
     "edit": 1.6,
@@ -166,18 +167,24 @@ def edit(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
 
 def caption(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """The order "describe the picture", for 1 to 4 digits in turn."""
-    return _captioned("caption", split, index, seed)
+    rng = record_rng(seed, split, "caption", index)
+    scene = random_scene(split, seed, rng, index % 4 + 1)
+    return single_turn("caption", split, index, scene, Turns(scene, split, seed, rng).caption())
 
 
 def captions(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
-    """The same for training, beside the dialogues."""
-    return _captioned("captions", split, index, seed)
-
-
-def _captioned(prefix: str, split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
-    rng = record_rng(seed, split, prefix, index)
+    """For training, beside the dialogues: a caption, and objects looked up by digit or colour, in random order."""
+    rng = record_rng(seed, split, "captions", index)
     scene = random_scene(split, seed, rng, index % 4 + 1)
-    return single_turn(prefix, split, index, scene, Turns(scene, split, seed, rng).caption())
+    draft = QuickstartDraft("captions", split, index)
+    draft.add_scene(scene)
+    turns = Turns(scene, split, seed, rng)
+    made = [turns.make(kind) for kind in ("caption", "look_ups", "look_ups")]
+    kept = [turn for turn in made if turn is not None]
+    for place, number in enumerate(rng.permutation(len(kept))):
+        draft.add_turn(kept[number], [] if place else ["image"])
+    draft.meta["question_types"] = [turn.kind for turn in kept]
+    return draft.finish()
 
 
 def _about_object(prefix: str, task: str, split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:

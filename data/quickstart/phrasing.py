@@ -108,6 +108,27 @@ PHRASINGS: dict[str, Phrasings] = {
         ("what digit is {colour}?",),
         ("which digit do you see in {colour}?", "name the {colour} digit."),
     ),
+    # Asked in training alone.
+    "colours_of": Phrasings(
+        (
+            "name the colours of {names}.",
+            "which colours do {names} have?",
+            "tell me what colour each is: {names}.",
+            "for each digit name the colour: {names}.",
+        ),
+        ("tell me the colours of {names}.",),
+        ("what colours do {names} have?", "name the colour of each: {names}."),
+    ),
+    "digits_of": Phrasings(
+        (
+            "name the digits that are {names}.",
+            "which digits are {names}?",
+            "tell me which digit is which: {names}.",
+            "for each colour name the digit: {names}.",
+        ),
+        ("tell me which digits are {names}.",),
+        ("name the digit of each colour: {names}.", "what digits are {names}?"),
+    ),
     "leftmost": Phrasings(
         (
             "which digit is furthest to the left?",

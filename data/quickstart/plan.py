@@ -23,6 +23,7 @@ from data.shards import ShardWriter
 SAMPLES_PER_SHARD = 500
 TRAIN_COUNTS = {
     "texts": 8_000,
+    "look_ups": 8_000,
     "captions": 4_000,
     "scenes": 10_000,
     "draw": 4_000,
@@ -58,6 +59,7 @@ _MAKERS: dict[str, Maker] = {
     "edit": images.edit,
     "caption": images.caption,
     "texts": texts.texts,
+    "look_ups": texts.look_ups,
     "speech": speech.speech,
     "spoken_images": speech.spoken_images,
     "asr": speech.asr,

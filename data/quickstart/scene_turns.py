@@ -15,6 +15,7 @@ from data.quickstart.scenes import COLOURS, Scene, draw_canvas
 from data.records import Part, Target
 
 CALLS = ("ground", "seg", "draw", "edit")
+LOOK_UPS = 4  # objects that one "name the colours of ..." asks for
 
 
 @dataclass
@@ -209,6 +210,22 @@ class Turns:
         item = self.scene.digits[self._choose(unique)]
         return self._say("digit_of_colour", item.digit, colour=item.colour)
 
+    def look_ups(self) -> Turn | None:
+        """Several digits with their colours, or the reverse, in the order asked for.
+
+        Every word of such a reply has to be found by its content, so that it teaches what one "which digit is red?"
+        asks for with several times the tokens to learn from.
+        """
+        by_digit = self.rng.random() < 0.5
+        unique = self._unique("digit" if by_digit else "colour")
+        if len(unique) < 2:
+            return None
+        items = [self.scene.digits[self._choose(unique)] for _ in range(LOOK_UPS)]
+        pairs = [(str(item.digit), item.colour) if by_digit else (item.colour, str(item.digit)) for item in items]
+        named = ", ".join(asked for asked, _ in pairs[:-1]) + f" and {pairs[-1][0]}"
+        answer = ", ".join(f"{asked} {found}" for asked, found in pairs)
+        return self._say("look_ups", answer, "colours_of" if by_digit else "digits_of", names=named)
+
     def leftmost(self) -> Turn | None:
         """The leftmost digit, where box and centre agree."""
         order = self.scene.left_to_right()
@@ -316,6 +333,7 @@ _MAKERS: dict[str, Callable[[Turns], Turn | None]] = {
     "count_colour": Turns.count_colour,
     "colour": Turns.colour,
     "digit_of_colour": Turns.digit_of_colour,
+    "look_ups": Turns.look_ups,
     "leftmost": Turns.leftmost,
     "largest": Turns.largest,
     "sum": Turns.sum,

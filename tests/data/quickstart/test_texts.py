@@ -9,6 +9,7 @@ import pytest
 
 from data.quickstart import texts
 from data.quickstart.scenes import COLOURS
+from data.quickstart.utterances import DIGITS
 
 pytest.importorskip("sklearn")
 
@@ -16,6 +17,38 @@ pytest.importorskip("sklearn")
 def described(text: str) -> list[tuple[int, str]]:
     """The digits of a scene in words, from left to right."""
     return [(int(digit), colour) for colour, digit in re.findall(rf"a ({'|'.join(COLOURS)}) (\d)", text)]
+
+
+def check_look_ups(asked: str, said: str, scene: list[tuple[int, str]]) -> None:
+    """Every pair of the answer stands in the scene once, and begins with what was asked for, in that order."""
+    pairs = [tuple(pair.split()) for pair in said.split(", ")]
+    by_digit = pairs[0][0].isdigit()
+    known = [(str(digit), colour) if by_digit else (colour, str(digit)) for digit, colour in scene]
+    assert all(pair in known and [key for key, _ in known].count(pair[0]) == 1 for pair in pairs)
+    for digit, word in enumerate(DIGITS["en"]):  # a quarter is asked as a voice would
+        asked = re.sub(rf"\b{word}\b", str(digit), asked)
+    words = re.findall(r"\d" if by_digit else "|".join(COLOURS), asked.split(". ")[-1])
+    assert words[-len(pairs) :] == [key for key, _ in pairs]
+
+
+def test_texts_of_look_ups_ask_for_nothing_else():
+    kinds: Counter[str] = Counter()
+    for index in range(200):
+        record, _ = texts.look_ups("train", index, 0)
+        turns = list(zip(record.messages[::2], record.messages[1::2], strict=True))
+        assert len(turns) == len(record.meta["question_types"]) > 0
+        scene = described(turns[0][0].content[0].text.split(".")[0])
+        for (question, reply), kind in zip(turns, record.meta["question_types"], strict=True):
+            kinds[kind] += 1
+            asked, said = question.content[0].text, reply.content[0].text
+            if kind == "look_ups":
+                check_look_ups(asked, said, scene)
+            else:
+                digit, colour = (int(said), None) if kind == "digit_of_colour" else (None, said)
+                named = asked.split(". ")[-1]
+                found = [pair for pair in scene if digit == pair[0] or colour == pair[1]]
+                assert any(pair[1] in named if digit is not None else str(pair[0]) in named for pair in found)
+    assert set(kinds) == set(texts.LOOK_UP_KINDS)
 
 
 def test_answers_follow_from_the_words():
@@ -36,6 +69,8 @@ def test_answers_follow_from_the_words():
             elif kind == "sum":
                 wanted = [word for word in re.findall(r"[a-z]+", asked.split(". ")[-1]) if word in COLOURS]
                 assert said == str(sum(digit for digit, colour in scene if colour in wanted))
+            elif kind == "look_ups":
+                check_look_ups(asked, said, scene)
             elif kind in ("draw", "two"):
                 assert [part.prompt for part in reply.content] == re.findall(
                     rf"(?:{'|'.join(COLOURS)}) \d", asked.split(". ", 1)[-1] if question is turns[0][0] else asked
