@@ -62,6 +62,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         positions += range(length)
         counts[TOKEN_LOSS] += length - 1 - sample.labels[1:].count(IGNORED)
     keys = [sample.key for sample in samples]
+    instructions = [torch.tensor(sample.instruction) for sample in samples] if plan.with_instructions else []
     padding = 0 if pad_to is None else pad_to - len(input_ids)
     if padding < 0:
         raise ValueError(f"pack: expected at most {pad_to} tokens, got {len(input_ids)} of {keys}")
@@ -72,6 +73,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         labels += [IGNORED] * padding
         positions += range(padding)
         segments, keys = [*segments, padding], [*keys, ""]
+        instructions += instructions[:1]  # as many as segments; nothing is learned from padding
     return Batch(
         input_ids=torch.tensor([input_ids]),
         labels=torch.tensor([labels]),
@@ -81,6 +83,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         calls=calls,
         keys=keys,
         counts=counts,
+        instructions=instructions,
     )
 
 

@@ -24,6 +24,7 @@ from layers.head import HeadTarget
 from layers.layout import ItemLayout
 from layers.media import Audio, Graph
 from models.plan import BatchPlan
+from models.prompt_gate import QUOTED
 from routers.rendering import render_call
 
 IGNORED = -100
@@ -79,6 +80,7 @@ class Rendered:
         labels: T labels; -100 where nothing is learned.
         media: Media in order of their placeholders.
         calls: Calls in order.
+        instruction: Ids of the first user turn's words in quotes, where the plan asks for them.
     """
 
     key: str
@@ -86,6 +88,7 @@ class Rendered:
     labels: list[int] = field(default_factory=list)
     media: list[RenderedMedia] = field(default_factory=list)
     calls: list[RenderedSampleCall] = field(default_factory=list)
+    instruction: list[int] = field(default_factory=list)
 
 
 def render(record: Record, raw_media: Mapping[str, RawMedia], plan: BatchPlan, targets: Mapping[str, Any]) -> Rendered:
@@ -196,6 +199,8 @@ class _Writer:
             for part in message.content:
                 self._part(part, message.role == "assistant", targets)
         self._markup(markup.pieces[-1], markup.learned[-1])
+        if self.plan.with_instructions:
+            self.out.instruction = list(self.text.encode(QUOTED.format(instruction_of(messages))))
         return self.out
 
     def _markup(self, ids: Sequence[int], learned: int) -> None:
@@ -270,6 +275,12 @@ class _Writer:
         if not layouts:
             raise ValueError(f"{what}: expected {kind} before it, got {[item.kind for item in self.out.media]}")
         return layouts[-1]
+
+
+def instruction_of(messages: Sequence[Message]) -> str:
+    """The words of the first user turn: later ones must not reach back to what was answered before them."""
+    first = next((message for message in messages if message.role == "user"), None)
+    return "" if first is None else " ".join(part.text.strip() for part in first.content if part.text)
 
 
 def _normalised(box: tuple[float, ...], layout: ItemLayout) -> Box:

@@ -3,7 +3,7 @@
 WavLLM's dual encoder (https://arxiv.org/abs/2404.00656) reads meaning from Whisper and speaker and tone from WavLM:
 ``h = W [whisper(x); sum_i softmax(a)_i wavlm_i(x)]``.  Departures: both branches are padded to give exactly
 ``ceil(samples / 320)`` features, so nothing is truncated to the shorter one, and the connectors that lower the rate
-are projectors, not part of the encoder.
+are a projector (:class:`models.projectors.ConvGLUProjector`), not part of the encoder.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -218,6 +218,11 @@ class SpeechEncoder(Encoder):
         full_chunks: Pad every chunk to its whole length, as released Whisper weights were trained.
         weighted_layers: Sum Whisper's layers with learned weights instead of taking the last.
         hidden_size: Width of the features; None takes Whisper's, and then a lone branch has no linear layer.
+        fusion: "linear" mixes the branches to ``hidden_size``; "concat" leaves them side by side, for a projector that
+            treats each by itself (:class:`models.projectors.ConvGLUProjector`).
+
+    Raises:
+        ValueError: If ``hidden_size`` is given with "concat", where the branches decide it.
     """
 
     kind: ClassVar[str] = "audio"
@@ -230,14 +235,17 @@ class SpeechEncoder(Encoder):
         full_chunks: bool = False,
         weighted_layers: bool = False,
         hidden_size: int | None = None,
+        fusion: Literal["linear", "concat"] = "linear",
     ) -> None:
         super().__init__()
         self.whisper = WhisperBranch(whisper, weighted_layers)
         self.wavlm = None if wavlm is None else WavLMBranch(wavlm)
         config = self.whisper.encoder.config
-        self.hidden_size = hidden_size or self.whisper.hidden_size
         width = self.whisper.hidden_size + (self.wavlm.hidden_size if self.wavlm is not None else 0)
-        alone = self.wavlm is None and width == self.hidden_size
+        if fusion == "concat" and hidden_size not in (None, width):
+            raise ValueError(f"hidden_size: expected the branches' {width} with fusion 'concat', got {hidden_size}")
+        self.hidden_size = width if fusion == "concat" else hidden_size or self.whisper.hidden_size
+        alone = fusion == "concat" or (self.wavlm is None and width == self.hidden_size)
         self.fuse: nn.Module = nn.Identity() if alone else nn.Linear(width, self.hidden_size)
         self.processor = AudioProcessor(
             num_mel_bins=config.num_mel_bins,

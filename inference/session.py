@@ -20,6 +20,7 @@ from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
 from layers.head import Head
 from models.generalist import EncodedMedia, Generalist
+from models.prompt_gate import Gates
 from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import CallParser, Parsed
 
@@ -147,7 +148,9 @@ class Session:
             media = [[transforms[1](item) for item in items] for items in media]
         encode_seconds = clock.lap()
         available = [self.plan.tasks.available([item.kind for item in items]) for items in media]
-        decoded = self._decode(prompts, available, opening, [index for index, _ in batch])
+        instructions = [torch.tensor(item.instruction, device=self.generalist.device) for item in rendered]
+        gates = self.generalist.language_model.gates(instructions)
+        decoded = self._decode(prompts, available, opening, [index for index, _ in batch], gates)
         decode_seconds = clock.lap()
         parsed = [
             self.generalist.router.route(item.token_ids, item.hidden_states, names)
@@ -194,7 +197,12 @@ class Session:
         return prompts, media
 
     def _decode(
-        self, prompts: Sequence[Tensor], available: Sequence[Sequence[str]], opening: str | None, streams: Sequence[int]
+        self,
+        prompts: Sequence[Tensor],
+        available: Sequence[Sequence[str]],
+        opening: str | None,
+        streams: Sequence[int],
+        gates: Gates | None,
     ) -> list[Decoded]:
         model, vocabulary, tokenizer = self.generalist, self.plan.vocabulary, self.plan.tokenizer
         return decode(
@@ -206,6 +214,7 @@ class Session:
             followers=self._followers(len(prompts), opening),
             constraint=CallConstraint(vocabulary, available) if self.constrained else None,
             streams=streams,
+            gates=gates,
         )
 
     def _followers(self, count: int, opening: str | None) -> Sequence[Follower] | None:

@@ -81,6 +81,7 @@ class Batch:
         calls: Head name -> calls in segment order.
         keys: Sample key per segment.
         counts: Loss name -> what this pack adds to that loss's denominator ("token" and the heads' names).
+        instructions: Per segment the ids of its instruction alone, for a model with a prompt gate; empty otherwise.
     """
 
     input_ids: Tensor
@@ -91,6 +92,7 @@ class Batch:
     calls: dict[str, list[HeadCall]] = field(default_factory=dict)
     keys: list[str] = field(default_factory=list)
     counts: dict[str, int] = field(default_factory=dict)
+    instructions: list[Tensor] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
@@ -99,6 +101,7 @@ class Batch:
             input_ids=_move(self.input_ids, device),
             labels=_move(self.labels, device),
             position_ids=_move(self.position_ids, device),
+            instructions=_move(self.instructions, device),
             media={kind: media.to(device) for kind, media in self.media.items()},
             calls={
                 head: [replace(item, target=_move(item.target, device)) for item in calls]

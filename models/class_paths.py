@@ -15,6 +15,7 @@ from typing import Any
 ALLOWED_CLASSES: frozenset[str] = frozenset(
     {
         "encoders.graph.GraphTransformerEncoder",
+        "encoders.graph.MessagePassingEncoder",
         "encoders.qwen_audio.Qwen2AudioTower",
         "encoders.speech.SpeechEncoder",
         "encoders.vision.OpenClipEncoder",
@@ -29,6 +30,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "models.generalist.Generalist",
         "models.language.LanguageModel",
         "models.projectors.AnyresProjector",
+        "models.projectors.ConvGLUProjector",
         "models.projectors.ConvProjector",
         "models.projectors.FrameStackProjector",
         "models.projectors.MLPProjector",

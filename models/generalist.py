@@ -19,8 +19,10 @@ from layers.encoder import Encoder
 from layers.head import Head, LossTerm
 from layers.layout import Layout
 from models.language import LanguageModel
+from models.lora_experts import balance_loss
 from models.plan import BatchPlan
 from models.projectors import Projector
+from models.prompt_gate import Gates
 from models.token_loss import supervised_rows
 from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
@@ -122,6 +124,7 @@ class Generalist(nn.Module):
             processors={kind: self._encoder(kind).processor for kind in self.encoders},
             token_rules={kind: self._projector(kind).token_rule for kind in self.projectors},
             target_processors={name: self._head(name).target_processor for name in self.heads},
+            with_instructions=self.language_model.gate is not None,
             feature_costs={kind: round(_num_parameters(item) / own, 4) for kind, item in self.encoders.items()},
         )
 
@@ -187,8 +190,12 @@ class Generalist(nn.Module):
         embeds = self.embed(batch.input_ids[0])
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
-        states = self.language_model(embeds[None], batch.position_ids, batch.segment_lengths)
+        gates = self.language_model.gates(batch.instructions)
+        states = self.language_model(embeds[None], batch.position_ids, batch.segment_lengths, gates)
         losses = {TOKEN_LOSS: self._token_loss(states, batch)}
+        if self.training and self.language_model.balance_weight:
+            balance = self.language_model.balance_weight * balance_loss(self.language_model)
+            losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + losses[TOKEN_LOSS].count * balance
         for name in self.heads:
             calls = [call for call in batch.calls.get(name, []) if call.target]
             if calls:
@@ -198,10 +205,15 @@ class Generalist(nn.Module):
         return losses
 
     def step(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None,
+        gates: Gates | None = None,
     ) -> StepOutput:
         """One cached forward of new positions; arguments as in :meth:`LanguageModel.forward_cached`."""
-        output = self.language_model.forward_cached(inputs_embeds, attention_mask, position_ids, cache)
+        output = self.language_model.forward_cached(inputs_embeds, attention_mask, position_ids, cache, gates)
         logits = self.language_model.logits(output.hidden_states[:, -1])
         return StepOutput(logits, output.hidden_states, output.cache)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from transformers.cache_utils import Cache
 
 from models.adapters import Lora, add_lora
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
+from models.lora_experts import LoraExperts, add_experts
+from models.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
 from models.token_loss import chunked_cross_entropy, linear_cross_entropy
 from models.token_rows import TokenRows
 
@@ -37,13 +40,16 @@ class LanguageModel(nn.Module):
         new_tokens: ``{first: ID, count: N}``: tokens that the pretrained vocabulary lacks get rows of their own, named
             ``new_tokens.*``, and the table can stay frozen (``python -m models tokenizer`` prints these numbers).
         lora: Low-rank updates beside frozen weights: arguments of :class:`models.adapters.Lora`.
+        prompt_gate: A gate by the instruction on those updates: arguments of :class:`models.prompt_gate.PromptGate`.
+        lora_experts: Instead of ``lora``, mixtures of updates: arguments of :class:`models.lora_experts.LoraExperts`.
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
-            given.
+            given, or adapters do not go together.
     """
 
     new_tokens: TokenRows | None
+    gate: GateNetwork | None
 
     def __init__(
         self,
@@ -53,6 +59,8 @@ class LanguageModel(nn.Module):
         revision: str | None = None,
         new_tokens: dict[str, int] | None = None,
         lora: Lora | None = None,
+        prompt_gate: PromptGate | None = None,
+        lora_experts: LoraExperts | None = None,
     ) -> None:
         super().__init__()
         overrides = dict(config or {})
@@ -72,8 +80,7 @@ class LanguageModel(nn.Module):
             model = AutoModelForCausalLM.from_config(hf_config, **arguments)
         self.model = model
         self.pretrained = str(Path(pretrained)) if pretrained is not None else None
-        if lora is not None:
-            add_lora(self.model, lora)
+        self._add_adapters(lora, prompt_gate, lora_experts)
         self.new_tokens = None
         if new_tokens is not None:
             tied = self.head_weight.data_ptr() == self._embedding.weight.data_ptr() or bool(
@@ -81,6 +88,21 @@ class LanguageModel(nn.Module):
             )
             output = None if tied else self.head_weight
             self.new_tokens = TokenRows(new_tokens["first"], new_tokens["count"], self._embedding.weight, output)
+
+    def _add_adapters(self, lora: Lora | None, prompt_gate: PromptGate | None, experts: LoraExperts | None) -> None:
+        if lora is not None and experts is not None:
+            raise ValueError("expected lora or lora_experts, got both")
+        if prompt_gate is not None and lora is None:
+            raise ValueError("prompt_gate: expected lora beside it, whose updates it weighs, got none")
+        self.gate, self.balance_weight = None, 0.0
+        if lora is not None:
+            add_lora(self.model, lora)
+        if experts is not None:
+            add_experts(self.model, experts)
+            self.balance_weight = experts.balance_weight
+        if prompt_gate is not None:
+            self._updates = GatedUpdates(self.model)
+            self.gate = GateNetwork(self.hidden_size, self._updates.widths, prompt_gate)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -126,21 +148,63 @@ class LanguageModel(nn.Module):
             return self.new_tokens.embed(input_ids, self._embedding, self.embedding_scale)
         return self._embedding(input_ids)
 
-    def forward(self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int]) -> Tensor:
+    def gates(self, instructions: Sequence[Tensor]) -> Gates | None:
+        """The gates of samples; None where this model has no prompt gate.
+
+        Args:
+            instructions: (L,) ids of each sample's instruction, in quotes (:data:`models.prompt_gate.QUOTED`).
+        """
+        if self.gate is None:
+            return None
+        lengths = [len(instruction) for instruction in instructions]
+        caught: list[Tensor] = []
+        with torch.no_grad():
+            ids = torch.cat(list(instructions))[None]
+            positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
+            hook = self._last_layer.register_forward_hook(
+                lambda module, inputs, output: caught.append(output[0] if isinstance(output, tuple) else output)
+            )
+            self._updates.active = None
+            try:
+                self._packed(self.embed(ids), positions, lengths)
+            finally:
+                hook.remove()
+        return self.gate(caught[0][0], lengths)
+
+    @property
+    def _last_layer(self) -> nn.Module:
+        lists = [module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList)]
+        return next(module for module in lists if len(module) == self.config.num_hidden_layers)[-1]
+
+    def _use(self, gates: Gates | None, values: Callable[[Gates], dict[int, Tensor]]) -> None:
+        if (gates is None) != (self.gate is None):
+            expected, got = ("no gates", "some") if self.gate is None else ("gates of the instructions", "none")
+            raise ValueError(f"language model: expected {expected}, got {got}")
+        if gates is not None:
+            self._updates.active = values(gates)
+
+    def forward(
+        self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int], gates: Gates | None = None
+    ) -> Tensor:
         """Hidden states of a pack.
 
         Args:
             inputs_embeds: (1, T, d).
             position_ids: (1, T), restarting per segment.
             segment_lengths: Tokens per segment.
+            gates: What :meth:`gates` returned for the segments' instructions.
 
         Returns:
             (T, d) states after the final norm.
 
         Raises:
-            ValueError: If the segments do not fill the row, or the architecture did not hand the segments to its
-                attention.
+            ValueError: If the segments do not fill the row, the architecture did not hand the segments to its
+                attention, or a model with a prompt gate is given no gates.
         """
+        self._use(gates, lambda given: given.per_token(segment_lengths))
+        return self._packed(inputs_embeds, position_ids, segment_lengths)
+
+    def _packed(self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int]) -> Tensor:
         if sum(segment_lengths) != inputs_embeds.shape[1]:
             raise ValueError(f"segments of {sum(segment_lengths)} tokens do not fill a row of {inputs_embeds.shape[1]}")
         packing = Packing(segment_lengths, inputs_embeds.device)
@@ -162,7 +226,12 @@ class LanguageModel(nn.Module):
         return output.last_hidden_state[0]
 
     def forward_cached(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Cache | None
+        self,
+        inputs_embeds: Tensor,
+        attention_mask: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None,
+        gates: Gates | None = None,
     ) -> CachedOutput:
         """Hidden states of new tokens given a cache of earlier ones.
 
@@ -171,7 +240,9 @@ class LanguageModel(nn.Module):
             attention_mask: (B, past + S), 0 at padding.
             position_ids: (B, S).
             cache: What the last call returned, or None.
+            gates: Of the rows' instructions, where the model has a prompt gate.
         """
+        self._use(gates, Gates.per_row)
         output = self.model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -28,6 +28,7 @@ class BatchPlan:
         target_processors: Head -> target processor.
         feature_costs: Modality -> what a feature of its encoder costs, in positions of the language model: the ratio
             of their parameters, since both do about two operations per parameter and position.
+        with_instructions: Whether the model also reads every sample's instruction by itself.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -37,6 +38,7 @@ class BatchPlan:
     token_rules: dict[str, TokenRule]
     target_processors: dict[str, TargetProcessor]
     feature_costs: dict[str, float] = field(default_factory=dict)
+    with_instructions: bool = False
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:

@@ -10,10 +10,12 @@ from models.projectors.grids import (
 )
 from models.projectors.projector import Projector, QueryRule, TokenRule
 from models.projectors.queries import PerceiverResampler, QFormerProjector
+from models.projectors.speech import ConvGLUProjector
 
 __all__ = [
     "AnyresProjector",
     "AnyresRule",
+    "ConvGLUProjector",
     "ConvProjector",
     "FrameStackProjector",
     "MLPProjector",

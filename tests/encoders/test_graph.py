@@ -4,8 +4,12 @@ import pickle
 
 import pytest
 import torch
+from transformers import AutoTokenizer, BertConfig, BertModel, BertTokenizerFast
 
-from encoders.graph import GraphProcessor, GraphTransformerEncoder, hash_text
+from encoders.graph import GraphProcessor, GraphTransformerEncoder, MessagePassingEncoder, hash_text
+from encoders.graph.message_passing import Kind
+from encoders.graph.nodes import NodeEncoder
+from encoders.graph.processor import laplacian_eigenvectors
 from layers.layout import Layout
 from layers.media import Graph
 
@@ -20,7 +24,7 @@ def _graph(texts: list[str], edges: list[tuple[int, int]]) -> Graph:
     return Graph(tuple(texts), torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T)
 
 
-def _encode(encoder: GraphTransformerEncoder, graphs: list[Graph]) -> tuple[torch.Tensor, ...]:
+def _encode(encoder: NodeEncoder, graphs: list[Graph]) -> tuple[torch.Tensor, ...]:
     items, layouts = zip(*[encoder.processor(graph) for graph in graphs], strict=True)
     return Layout(layouts).split(encoder(encoder.collate(items), Layout(layouts)))
 
@@ -102,3 +106,91 @@ def test_processor_is_picklable_and_every_parameter_learns(encoder: GraphTransfo
     assert all(p.grad is not None for p in encoder.parameters())
     with pytest.raises(ValueError, match="3 heads do not divide"):
         GraphTransformerEncoder(hidden_size=16, num_heads=3)
+
+
+NETWORKS: tuple[Kind, ...] = ("gcn", "sage", "gin", "gatv2", "gps")
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A tiny sentence encoder in transformers' own format."""
+    folder = tmp_path_factory.mktemp("bert")
+    words = "[PAD] [UNK] [CLS] [SEP] [MASK] reads json opens a socket".split()
+    (folder / "vocab.txt").write_text("\n".join(words))
+    BertTokenizerFast(vocab_file=str(folder / "vocab.txt")).save_pretrained(folder)
+    torch.manual_seed(0)
+    size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    BertModel(BertConfig(vocab_size=len(words), **size)).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_networks_of_the_library(network: Kind) -> None:
+    """Batch = single, messages in both directions within the hops, every weight learns."""
+    torch.manual_seed(0)
+    encoder = MessagePassingEncoder(
+        network, hidden_size=16, num_layers=1, num_heads=2, text_width=64, walk_length=3, num_eigenvectors=2
+    ).eval()
+    graphs = [
+        _graph(["a"], []),
+        _graph(["x y", "y", "z", "w"], [(0, 1), (2, 1), (1, 0), (3, 2)]),
+        _graph(["q", "r"], [(1, 0)]),
+    ]
+    together = _encode(encoder, graphs)
+    for graph, features in zip(graphs, together, strict=True):
+        assert features.isfinite().all()
+        torch.testing.assert_close(features, _encode(encoder, [graph])[0], atol=1e-5, rtol=1e-5)
+    chain = [(1, 0), (2, 1)]  # 2 -> 1 -> 0
+    base = _encode(encoder, [_graph(["a", "b", "c"], chain)])[0]
+    for changed, heard in ((2, {1, 2}), (1, {0, 1, 2}), (0, {0, 1})):
+        texts = ["a", "b", "c"]
+        texts[changed] = "other words"
+        moved = (_encode(encoder, [_graph(texts, chain)])[0] - base).abs().amax(1) > 1e-6
+        assert set(moved.nonzero()[:, 0].tolist()) == ({0, 1, 2} if network == "gps" else heard)
+    encoder.train()
+    torch.cat(_encode(encoder, graphs)).mul(torch.randn(7, 16)).sum().backward()
+    assert [name for name, value in encoder.named_parameters() if value.grad is None] == []
+
+
+def test_eigenvectors_of_the_laplacian() -> None:
+    path = torch.tensor([[0, 1, 1, 2], [1, 0, 2, 1]])  # 0 - 1 - 2: eigenvalues 0, 1, 2
+    found = laplacian_eigenvectors(path, 3, 4)
+    expected = torch.tensor([[0.5**0.5, -0.5, 0, 0], [0, 0.5**0.5, 0, 0], [-(0.5**0.5), -0.5, 0, 0]])
+    torch.testing.assert_close(found.abs(), expected.abs(), atol=1e-6, rtol=0)
+    assert found[0, 0] * found[2, 0] < 0 and found[0, 1] * found[1, 1] < 0
+    assert torch.equal(laplacian_eigenvectors(torch.zeros(2, 0, dtype=torch.int64), 1, 2), torch.zeros(1, 2))
+
+
+def test_signs_of_eigenvectors_change_in_training_alone() -> None:
+    torch.manual_seed(0)
+    encoder = GraphTransformerEncoder(hidden_size=8, num_layers=1, num_heads=2, text_width=16, num_eigenvectors=2)
+    graph = _graph(["a", "b", "c"], [(0, 1), (1, 2)])
+    drawn = {tuple(_encode(encoder, [graph])[0].flatten().tolist()) for _ in range(24)}
+    assert len(drawn) == 4
+    encoder.eval()
+    assert torch.equal(_encode(encoder, [graph])[0], _encode(encoder, [graph])[0])
+
+
+def test_texts_through_a_sentence_encoder(bert: str) -> None:
+    torch.manual_seed(0)
+    encoder = MessagePassingEncoder("sage", hidden_size=8, num_layers=1, text_width=16, sentence_encoder=bert)
+    assert encoder.sentences is not None and not encoder.train().sentences.training
+    graphs = [_graph(["reads json", "opens a socket"], [(0, 1)]), _graph(["json"], [])]
+    tokenizer, model = AutoTokenizer.from_pretrained(bert), BertModel.from_pretrained(bert).eval()
+    items = [pickle.loads(pickle.dumps(encoder.processor))(graph)[0] for graph in graphs]
+    batch = encoder.collate(items)
+    found = encoder.sentences(batch["token_ids"], batch["token_lengths"])
+    for row, text in zip(found, ("reads json", "opens a socket", "json"), strict=True):
+        states = model(**tokenizer(text, return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(row, torch.nn.functional.normalize(states.mean(0), dim=0), atol=1e-5, rtol=1e-5)
+    encoder.eval()
+    for graph, features in zip(graphs, _encode(encoder, graphs), strict=True):
+        torch.testing.assert_close(features, _encode(encoder, [graph])[0], atol=1e-5, rtol=1e-5)
+    encoder.processor.max_text_tokens = 4
+    with pytest.raises(ValueError, match="expected node texts of 1 to 4 tokens, got 5 in node 1"):
+        encoder.processor(graphs[0])
+
+
+def test_a_network_that_does_not_exist() -> None:
+    with pytest.raises(ValueError, match=r"expected one of \['gatv2', 'gcn', 'gin', 'gps', 'sage'\], got 'gat'"):
+        MessagePassingEncoder("gat")  # type: ignore[arg-type]

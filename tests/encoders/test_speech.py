@@ -120,6 +120,18 @@ def test_frozen_encoder_stays_deterministic() -> None:
     assert torch.equal(first, second)
 
 
+def test_branches_side_by_side() -> None:
+    torch.manual_seed(0)
+    encoder = SpeechEncoder(SHORT, WAVLM, fusion="concat").eval()
+    assert encoder.hidden_size == 32 + 24
+    features, _ = _encode(encoder, [_audio(9_000)])
+    alone = SpeechEncoder(SHORT).eval()
+    alone.whisper.load_state_dict(encoder.whisper.state_dict())
+    torch.testing.assert_close(features[:, :32], _encode(alone, [_audio(9_000)])[0])
+    with pytest.raises(ValueError, match="expected the branches' 56 with fusion 'concat', got 40"):
+        SpeechEncoder(SHORT, WAVLM, hidden_size=40, fusion="concat")
+
+
 def test_every_parameter_learns() -> None:
     encoder = SpeechEncoder(SHORT, WAVLM, weighted_layers=True)
     features, _ = _encode(encoder, [_audio(9_000), _audio(5_000)])

@@ -17,11 +17,18 @@ from models.projectors.grids import average
 
 INPUT, OUTPUT = 12, 24
 SMALL = {
+    "ConvGLUProjector": {"branch_sizes": [8, 4], "channels": [[16, 24], [8, 24]], "bottleneck": 6},
     "PerceiverResampler": {"num_queries": 5, "num_heads": 4},
     "QFormerProjector": {"hidden_size": 16, "num_heads": 4},
 }
 GRIDS = {2: [(4, 6), (1, 1), (5, 3), (4, 6), (7, 1)], 1: [(7,), (1,), (12,), (7,), (3,)]}
-TAKES = {"PixelShuffleProjector": (2,), "ConvProjector": (2,), "FrameStackProjector": (1,), "AnyresProjector": (2,)}
+TAKES = {
+    "PixelShuffleProjector": (2,),
+    "ConvProjector": (2,),
+    "FrameStackProjector": (1,),
+    "ConvGLUProjector": (1,),
+    "AnyresProjector": (2,),
+}
 
 
 def _classes() -> list[type[Projector]]:
@@ -91,6 +98,26 @@ def test_queries_are_not_alike() -> None:
     assert torch.pdist(tokens).min() > 1e-3
 
 
+def test_a_branch_is_treated_by_itself_until_the_join() -> None:
+    """Written out as the paper describes it, on one clip."""
+    projector = _built(projectors.ConvGLUProjector)
+    assert isinstance(projector, projectors.ConvGLUProjector)
+    clip = torch.randn(13, INPUT)
+    parts = []
+    for branch, part in zip(projector.branches, (clip[:, :8], clip[:, 8:]), strict=True):
+        states = part.T[None]
+        for convolution in branch.convolutions:
+            first, second = convolution(states).chunk(2, dim=1)
+            states = first * second.sigmoid()
+        states = states[0].T
+        states = states + branch.norm(branch.up(nn.functional.gelu(branch.down(states))))
+        parts.append(branch.linear(states))
+    expected = projector.norm(projector.join(torch.cat(parts, dim=-1)))
+    tokens, projected = projector(clip, Layout([ItemLayout((13,), (13 * 320,), seconds=0.26)]))
+    torch.testing.assert_close(tokens, expected)
+    assert projected.lengths == (4,)
+
+
 def test_edges_are_averaged_over_what_is_there() -> None:
     maps = torch.arange(5.0).reshape(1, 5, 1)
     assert average(maps, 2).flatten().tolist() == [0.5, 2.5, 4.0]
@@ -104,6 +131,8 @@ def test_edges_are_averaged_over_what_is_there() -> None:
         (lambda: projectors.ConvProjector(4, 8, kernel_size=2), "odd number, got 2"),
         (lambda: projectors.PerceiverResampler(4, 10, num_heads=4), "divisor of the width 10, got 4"),
         (lambda: projectors.MLPProjector(4, 8, num_layers=0), "at least 1, got 0"),
+        (lambda: projectors.ConvGLUProjector(9, 8, [4, 4]), r"sum to 9, got \[4, 4\]"),
+        (lambda: projectors.ConvGLUProjector(8, 8, [4, 4], [[8, 8], [8]]), "as many convolutions for each of 2"),
     ],
 )
 def test_what_cannot_be_built(build: type[nn.Module], message: str) -> None:
