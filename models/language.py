@@ -101,7 +101,9 @@ class LanguageModel(nn.Module):
             add_experts(self.model, experts)
             self.balance_weight = experts.balance_weight
         if prompt_gate is not None:
-            self._updates = GatedUpdates(self.model)
+            heads = self.config.num_attention_heads
+            head_size = getattr(self.config, "head_dim", None) or self.hidden_size // heads
+            self._updates = GatedUpdates(self.model, head_size if prompt_gate.interleaved else None)
             self.gate = GateNetwork(self.hidden_size, self._updates.widths, prompt_gate)
 
     @property

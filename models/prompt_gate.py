@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,13 @@ class PromptGate:
     Args:
         hidden_size: Width of the gate's first layer.
         limit: Largest value of a gate.
+        interleaved: The gates of queries and keys were learned for rotary pairs that lie side by side, as in Meta's
+            LLaMA, and are brought to the order of transformers, whose pairs lie half a head apart.
     """
 
     hidden_size: int = 1024
     limit: float = 3.0
+    interleaved: bool = False
 
 
 @dataclass
@@ -104,19 +108,26 @@ class GatedUpdates:
 
     Args:
         model: A model with peft's low-rank updates.
+        head_size: Width of an attention head, where the gates of queries and keys are interleaved.
     """
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, head_size: int | None = None) -> None:
         self.active: dict[int, Tensor] | None = None
-        self.widths: list[int] = []
+        widths = set()
         for name, module in model.named_modules():
             if ".lora_B." in name and isinstance(module, nn.Linear):
-                module.register_forward_hook(self._apply)
-                self.widths.append(module.out_features)
-        self.widths = sorted(set(self.widths))
+                rotary = any(f".{part}.lora_B." in name for part in ("q_proj", "k_proj"))
+                module.register_forward_hook(partial(self._apply, head_size if rotary else None))
+                widths.add(module.out_features)
+        self.widths = sorted(widths)
 
-    def _apply(self, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    def _apply(self, head_size: int | None, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         if self.active is None:  # the plain model reads the instruction
             return output * 0
         gate = self.active[output.shape[-1]]
-        return output * gate.to(output.dtype)
+        return output * (gate if head_size is None else halves(gate, head_size)).to(output.dtype)
+
+
+def halves(values: Tensor, head_size: int) -> Tensor:
+    """(..., heads · head_size) from rotary pairs side by side to pairs half a head apart."""
+    return values.unflatten(-1, (-1, head_size // 2, 2)).transpose(-1, -2).flatten(-3)

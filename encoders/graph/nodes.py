@@ -71,6 +71,7 @@ class NodeEncoder(Encoder):
             texts = inputs["x"]
         else:
             texts = self.sentences(inputs["token_ids"], inputs["token_lengths"])
+            texts = texts * inputs["x"].any(-1, keepdim=True)  # an objective hides a node's text by its words
         structure = self._with_random_signs(structure, layout) if self.training else structure
         projected: Tensor = self.text_projection(texts.to(dtype)) + self.structure_projection(structure.to(dtype))
         return projected
