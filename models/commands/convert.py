@@ -15,8 +15,8 @@ from models.foreign.conversion import write
 from routers.tasks import TaskTable
 
 HELP = "make a checkpoint of others ours, or write ours in their format"
-SOURCES = ("llava", "qwen2_audio", "wavllm")  # modules of models.foreign
-ONE_WAY = ("wavllm",)
+SOURCES = ("llava", "llava_original", "qwen2_audio", "wavllm")  # modules of models.foreign
+BESIDE = {"llava_original": "tower", "wavllm": "tokenizer"}  # what a source lacks; these go to ours alone
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -24,11 +24,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "format",
         choices=sorted(SOURCES),
-        help="llava: LLaVA-1.5, -NeXT and -OneVision of transformers; wavllm: fairseq's .pt, to ours alone",
+        help="llava: LLaVA-1.5, -NeXT and -OneVision of transformers; llava_original: LLaVA-1.5 of its authors; "
+        "wavllm: fairseq's .pt; the last two to ours alone",
     )
     parser.add_argument("source", help="their directory or file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--tokenizer", help="directory of the tokenizer, for wavllm, whose file has none")
+    parser.add_argument("--tower", help="directory of the vision tower, for llava_original, whose folder has none")
     parser.add_argument("--tasks", type=Path, help="YAML of a task table whose tokens the vocabulary gets (none)")
     parser.add_argument(
         "--back",
@@ -42,16 +44,18 @@ def run(args: argparse.Namespace) -> int:
     """Convert; status 2 if it cannot be done, and nothing is written then."""
     module: Any = import_module(f"models.foreign.{args.format}")
     try:
-        if args.format in ONE_WAY and args.back is not None:
+        needed = BESIDE.get(args.format)
+        if needed is not None and args.back is not None:
             raise CheckpointError(f"{args.format}: expected no --back, since there is no way back")
-        if args.format not in ONE_WAY and args.tokenizer is not None:
-            raise CheckpointError(f"{args.format}: expected no --tokenizer, since the directory has its own")
+        for option in ("tokenizer", "tower"):
+            if option != needed and getattr(args, option) is not None:
+                raise CheckpointError(f"{args.format}: expected no --{option}, since the source has its own")
         if args.back is not None:
             module.export(load_checkpoint(args.back), args.source, args.out)
         else:
             table = yaml.safe_load(args.tasks.read_text()) if args.tasks is not None else {"tasks": []}
-            own = (args.tokenizer,) if args.format in ONE_WAY else ()
-            write(module.load(args.source, *own), TaskTable.from_dict(table), args.out)
+            beside = () if needed is None else (getattr(args, needed),)
+            write(module.load(args.source, *beside), TaskTable.from_dict(table), args.out)
     except (CheckpointError, OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

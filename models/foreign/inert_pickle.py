@@ -45,15 +45,15 @@ class Inert:
         """Take an item of a list."""
 
 
-def pickled_tensors(path: str | Path, part: str) -> dict[str, Tensor]:
-    """The tensors of one dictionary of a checkpoint, mapped from the file.
+def pickled_tensors(path: str | Path, part: str | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint, or of one dictionary in it, mapped from the file.
 
     PyTorch's own reader of weights builds tensors and plain containers and refuses everything else. What trainers leave
     in a checkpoint beside these (their settings) stands in for nothing here; any other name is refused.
 
     Args:
         path: The file.
-        part: The dictionary's key, such as "model".
+        part: The dictionary's key, such as "model"; None where the checkpoint is that dictionary.
 
     Raises:
         CheckpointError: If the file cannot be read, names code that is not settings, or has no such dictionary.
@@ -69,7 +69,8 @@ def pickled_tensors(path: str | Path, part: str) -> dict[str, Tensor]:
         if isinstance(error, CheckpointError):
             raise
         raise CheckpointError(f"'{path}': expected a checkpoint of PyTorch: {error}") from None
-    found = value.get(part) if isinstance(value, dict) else None
+    found = value.get(part) if part is not None and isinstance(value, dict) else value
     if not isinstance(found, dict):
-        raise CheckpointError(f"'{path}': expected a dictionary '{part}' of tensors, got none")
+        named = "" if part is None else f" '{part}'"
+        raise CheckpointError(f"'{path}': expected a dictionary{named} of tensors, got {type(found).__name__}")
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}

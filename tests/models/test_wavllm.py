@@ -207,7 +207,7 @@ def test_what_is_no_checkpoint_or_would_run_code(tmp_path: Path) -> None:
         pickled_tensors(path, "model")
     assert not Path(__file__).with_name("executed").exists()
     torch.save({"weights": {}}, path)
-    with pytest.raises(CheckpointError, match="expected a dictionary 'model' of tensors, got none"):
+    with pytest.raises(CheckpointError, match="expected a dictionary 'model' of tensors, got NoneType"):
         pickled_tensors(path, "model")
     torch.save({"model": {"a": torch.ones(200)}}, path)
     path.write_bytes(path.read_bytes()[:400])
