@@ -99,6 +99,7 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         Phase(
             "data",
             ((*module, "data", "quickstart", "--out", str(data), "--seed", str(seed), "--scale", str(scale)),),
+            files=tuple(sorted((ROOT / "data" / "quickstart").glob("*.py"))),  # other records, other models
             outputs=(data,),
         ),
         Phase(

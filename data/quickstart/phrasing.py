@@ -129,6 +129,26 @@ PHRASINGS: dict[str, Phrasings] = {
         ("tell me which digits are {names}.",),
         ("name the digit of each colour: {names}.", "what digits are {names}?"),
     ),
+    "sums_of": Phrasings(
+        (
+            "name the sums of {names}.",
+            "add up the digits that are {names}.",
+            "what do these add up to: {names}?",
+            "tell me the sum of each: {names}.",
+        ),
+        ("tell me what the sums of {names} are.",),
+        ("tell me the sums of {names}.", "add up these digits: {names}."),
+    ),
+    "plus": Phrasings(
+        (
+            "what is {names}?",
+            "tell me what {names} is.",
+            "add {names}.",
+            "name the sum of each: {names}.",
+        ),
+        ("tell me: what is {names}?",),
+        ("add up {names}.", "tell me {names}."),
+    ),
     "leftmost": Phrasings(
         (
             "which digit is furthest to the left?",

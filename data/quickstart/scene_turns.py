@@ -16,6 +16,7 @@ from data.records import Part, Target
 
 CALLS = ("ground", "seg", "draw", "edit")
 LOOK_UPS = 4  # objects that one "name the colours of ..." asks for
+SUMS = 3  # sums that one "name the sums of ..." asks for
 
 
 @dataclass
@@ -226,6 +227,22 @@ class Turns:
         answer = ", ".join(f"{asked} {found}" for asked, found in pairs)
         return self._say("look_ups", answer, "colours_of" if by_digit else "digits_of", names=named)
 
+    def sums(self) -> Turn | None:
+        """Several sums of two digits named by their colours, dense like :meth:`look_ups`."""
+        pairs = [pair for pair in (self._colour_pair() for _ in range(SUMS)) if pair is not None]
+        if not pairs:
+            return None
+        asked = [f"{a.colour} and {b.colour}" for a, b in pairs]
+        answer = ", ".join(f"{words} {a.digit + b.digit}" for words, (a, b) in zip(asked, pairs, strict=True))
+        return self._say("sums", answer, "sums_of", names=", ".join(asked))
+
+    def plus(self) -> Turn:
+        """Sums of digits as such, whatever the scene shows."""
+        pairs = self.rng.integers(0, 10, (SUMS, 2)).tolist()
+        asked = [f"{a} plus {b}" for a, b in pairs]
+        answer = ", ".join(f"{words} {a + b}" for words, (a, b) in zip(asked, pairs, strict=True))
+        return self._say("plus", answer, names=", ".join(asked))
+
     def leftmost(self) -> Turn | None:
         """The leftmost digit, where box and centre agree."""
         order = self.scene.left_to_right()
@@ -334,6 +351,8 @@ _MAKERS: dict[str, Callable[[Turns], Turn | None]] = {
     "colour": Turns.colour,
     "digit_of_colour": Turns.digit_of_colour,
     "look_ups": Turns.look_ups,
+    "sums": Turns.sums,
+    "plus": Turns.plus,
     "leftmost": Turns.leftmost,
     "largest": Turns.largest,
     "sum": Turns.sum,

@@ -5,7 +5,8 @@ media: looking up by colour or digit, adding, comparing, translating, copying wo
 take minutes; a language model that starts with the media must find them together with the meaning of the features.
 
 Looking up takes longest. For some 700,000 words of nothing else the loss stands at choosing any object of the scene,
-then falls to naught (docs/LOG.md); thinned by other questions it never does. So some texts ask for nothing else.
+then falls to naught (docs/LOG.md); thinned by other questions it never does. So some texts ask for nothing else, but
+for sums of what was looked up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,14 @@ SCENE_KINDS: dict[str, float] = {
     "negated": 1.2,
     "look_ups": 1.6,
 }
-LOOK_UP_KINDS: dict[str, float] = {"colour": 1.0, "digit_of_colour": 1.0, "look_ups": 2.0}
+LOOK_UP_KINDS: dict[str, float] = {
+    "colour": 1.0,
+    "digit_of_colour": 1.0,
+    "look_ups": 2.0,
+    "plus": 0.5,
+    "sums": 1.0,
+    "sum": 0.5,
+}
 _COLOURS = tuple(COLOURS)
 _SCENE_SHARE = 0.65
 _SPOKEN_SHARE = 0.25
@@ -59,7 +67,7 @@ def texts(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
 
 
 def look_ups(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
-    """A training dialogue of look-ups alone, about a scene in words."""
+    """A training dialogue of look-ups and their sums alone, about a scene in words."""
     rng = record_rng(seed, split, "look_ups", index)
     draft = QuickstartDraft("look_ups", split, index)
     _about_scene(draft, seed, rng, LOOK_UP_KINDS, spoken_share=0.0, fewest=2)

@@ -43,6 +43,18 @@ def test_texts_of_look_ups_ask_for_nothing_else():
             asked, said = question.content[0].text, reply.content[0].text
             if kind == "look_ups":
                 check_look_ups(asked, said, scene)
+            elif kind == "plus":
+                sums = re.findall(r"(\d) plus (\d) (\d+)", said)
+                assert len(sums) == 3 and all(int(a) + int(b) == int(total) for a, b, total in sums)
+                assert all(f"{a} plus {b}" in asked for a, b, _ in sums)
+            elif kind == "sums":
+                known = {colour: digit for digit, colour in scene}
+                sums = re.findall(r"([a-z]+) and ([a-z]+) (\d+)", said)
+                assert len(sums) == 3 and all(known[a] + known[b] == int(total) for a, b, total in sums)
+                assert all(f"{a} and {b}" in asked for a, b, _ in sums)
+            elif kind == "sum":
+                wanted = [word for word in re.findall(r"[a-z]+", asked.split(". ")[-1]) if word in COLOURS]
+                assert said == str(sum(digit for digit, colour in scene if colour in wanted))
             else:
                 digit, colour = (int(said), None) if kind == "digit_of_colour" else (None, said)
                 named = asked.split(". ")[-1]
