@@ -73,6 +73,7 @@ class Qwen2AudioTower(Encoder):
             self.tower = Qwen2AudioEncoder.from_pretrained(pretrained, use_safetensors=True, **(config or {}))
         else:
             self.tower = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**(config or {})))
+        self.bases = {} if pretrained is None else {"tower.": pretrained}
         own = self.tower.config
         self.hidden_size = own.d_model
         self.processor = PooledAudioProcessor(num_mel_bins=own.num_mel_bins, chunk_features=own.max_source_positions)

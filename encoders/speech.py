@@ -240,6 +240,8 @@ class SpeechEncoder(Encoder):
         super().__init__()
         self.whisper = WhisperBranch(whisper, weighted_layers)
         self.wavlm = None if wavlm is None else WavLMBranch(wavlm)
+        branches = {"whisper.encoder.": whisper, "wavlm.model.": wavlm}
+        self.bases = {prefix: source for prefix, source in branches.items() if isinstance(source, str)}
         config = self.whisper.encoder.config
         width = self.whisper.hidden_size + (self.wavlm.hidden_size if self.wavlm is not None else 0)
         if fusion == "concat" and hidden_size not in (None, width):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
@@ -52,11 +53,14 @@ class Encoder(nn.Module, ABC):
         kind: "image", "audio" or "graph".
         hidden_size: Width d of the features.
         processor: Prepares its inputs in data workers.
+        bases: Prefix of parameters -> the directory or file that they were loaded from; a checkpoint names it instead
+            of storing what is still equal to it.
     """
 
     kind: ClassVar[str]
     hidden_size: int
     processor: Processor
+    bases: Mapping[str, str] = MappingProxyType({})
 
     @abstractmethod
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

@@ -146,11 +146,10 @@ def load_tensors(
 
 
 def declared_bases(generalist: Generalist) -> dict[str, str]:
-    """Parameter prefix -> where the part's base weights come from, for parts that declare one."""
-    parts: dict[str, nn.Module] = {"language_model.": generalist.language_model}
+    """Parameter prefix -> where these weights come from, for parts that declare it."""
+    parts: dict[str, Any] = {"language_model.": generalist.language_model}
     parts |= {f"encoders.{kind}.": encoder for kind, encoder in generalist.encoders.items()}
-    declared = {prefix: getattr(part, "pretrained", None) for prefix, part in parts.items()}
-    return {prefix: str(path) for prefix, path in declared.items() if path is not None}
+    return {f"{prefix}{end}": str(Path(path)) for prefix, part in parts.items() for end, path in part.bases.items()}
 
 
 def file_sha256(path: Path) -> str:

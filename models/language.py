@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -79,7 +78,7 @@ class LanguageModel(nn.Module):
         else:
             model = AutoModelForCausalLM.from_config(hf_config, **arguments)
         self.model = model
-        self.pretrained = str(Path(pretrained)) if pretrained is not None else None
+        self.bases: Mapping[str, str] = {} if pretrained is None else {"": pretrained}
         self._add_adapters(lora, prompt_gate, lora_experts)
         self.new_tokens = None
         if new_tokens is not None:

@@ -42,6 +42,7 @@ class NodeEncoder(Encoder):
         self.hidden_size = hidden_size
         self.processor = GraphProcessor(text_width, walk_length, max_nodes, num_eigenvectors, sentence_encoder)
         self.sentences = None if sentence_encoder is None else SentenceEncoder(sentence_encoder)
+        self.bases = {} if sentence_encoder is None else {"sentences.model.": sentence_encoder}
         self.text_projection = nn.Linear(text_width if self.sentences is None else self.sentences.width, hidden_size)
         if self.sentences is None:
             nn.init.normal_(self.text_projection.weight, std=0.3)  # inputs have unit norm

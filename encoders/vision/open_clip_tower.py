@@ -48,6 +48,7 @@ class OpenClipEncoder(VisionTower):
             model_name, pretrained=checked_weights(checkpoint), weights_only=True, **forced
         )
         self.tower = model.visual
+        self.bases = {} if checkpoint is None else {"tower.": checkpoint}
         told = self.tower.preprocess_cfg
         height, width = [told["size"]] * 2 if isinstance(told["size"], int) else told["size"]
         resample = as_resample(told["interpolation"])

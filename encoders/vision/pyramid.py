@@ -70,6 +70,7 @@ class TimmEncoder(Encoder):
         self.backbone = timm.create_model(
             model_name, features_only=True, out_indices=tuple(out_indices), **_tuples(arguments)
         )
+        self.bases = {} if checkpoint is None else {"backbone.": checkpoint}
         self.channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         feature_info: Any = self.backbone.feature_info
         channels: list[int] = feature_info.channels()

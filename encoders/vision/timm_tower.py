@@ -51,6 +51,7 @@ class TimmTower(VisionTower):
         if size is not None and _has_fixed_size(model_name):
             arguments["img_size"] = (size[1], size[0])
         self.tower = timm.create_model(model_name, **arguments)
+        self.bases = {} if checkpoint is None else {"tower.": checkpoint}
         told = resolve_model_data_config(self.tower)
         _, height, width = told["input_size"]
         resample = as_resample(told["interpolation"])

@@ -73,6 +73,7 @@ class TransformersEncoder(VisionTower):
             raise ValueError(f"image_size: expected a number of pixels, two, 'native' or None, got {image_size!r}")
         self.layers, self.pooled = list(layers) if layers is not None else None, pooled
         self.tower = _load(pretrained, revision, config) if pretrained is not None else _build(model_type, config)
+        self.bases = {} if pretrained is None else {"tower.": pretrained}
         own: Any = self.tower.config
         self._check_layers(own)
         self._interpolates = "interpolate_pos_encoding" in inspect.signature(self.tower.forward).parameters
