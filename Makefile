@@ -19,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ demonstrations: $(DEV_STAMP) ## The papers' claims at CPU size, slowly: make dem
 
 bench-environments: $(DEV_STAMP) ## Environments of the loaders that ours is measured against
 	$(VENV_PYTHON) -m benchmarks.environments
+
+bench-encoders: $(DEV_STAMP) ## Towers beside their libraries, loading beside transformers'; also as runs/benchmarks/encoders.json
+	$(VENV_PYTHON) -m benchmarks.encoders $(ARGS)
 
 bench-data: $(DEV_STAMP) ## Loaders side by side; the table also as runs/benchmarks/data_loading.json
 	$(VENV_PYTHON) -m benchmarks.data_loading $(ARGS)

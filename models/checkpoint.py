@@ -12,17 +12,19 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from models.build import build_generalist
 from models.generalist import Generalist
+from models.on_meta import give, parameters_on_meta
 
 FORMAT_VERSION = 1
 WEIGHTS, MANIFEST, CONFIG, TASKS, TOKENIZER = (
@@ -91,14 +93,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    directory: str | Path, device: str | torch.device = "cpu", extra_classes: Iterable[str] = ()
+    directory: str | Path,
+    device: str | torch.device = "cpu",
+    extra_classes: Iterable[str] = (),
+    verify: bool = True,
 ) -> Generalist:
     """Load a checkpoint directory, strictly, in eval mode.
+
+    Weights are mapped from the file: on the CPU they take no memory beside the file's pages.
 
     Args:
         directory: The checkpoint.
         device: Where to put the model.
         extra_classes: Class paths of the caller's own parts that the checkpoint may name.
+        verify: Whether to read every file once before, and compare its sha256 with the manifest's.
 
     Raises:
         CheckpointError: If a file is missing or changed, a tensor is missing, unexpected or of another shape, or a
@@ -106,14 +114,19 @@ def load_checkpoint(
         ValueError: If the configuration names a class that is not allowed.
     """
     directory = Path(directory)
-    manifest = _verified_manifest(directory)
+    manifest = _manifest(directory, verify)
     config = yaml.safe_load((directory / CONFIG).read_text())
     config["tasks"] = yaml.safe_load((directory / TASKS).read_text())
     config["tokenizer"] = str(directory / TOKENIZER)
-    generalist = build_generalist(config, extra_classes)
-    _check_bases(generalist, manifest["bases"])
-    with safe_open(directory / WEIGHTS, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    # Parts that load a base for themselves need parameters to load it into.
+    with nullcontext() if manifest["bases"] else parameters_on_meta():
+        generalist = build_generalist(config, extra_classes)
+    _check_bases(generalist, manifest["bases"], verify)
+    try:
+        with safe_open(directory / WEIGHTS, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise CheckpointError(f"'{directory / WEIGHTS}': the weights cannot be read: {error}") from None
     load_tensors(generalist, tensors, manifest["aliases"], tuple(manifest["bases"]), str(directory))
     return generalist.to(device).eval()
 
@@ -125,7 +138,7 @@ def load_tensors(
     base_prefixes: tuple[str, ...],
     origin: str,
 ) -> None:
-    """Copy tensors into a module over exactly the declared keys.
+    """Have a module use tensors as its own, exactly the declared ones.
 
     Raises:
         CheckpointError: Naming the tensors that are missing, unexpected or of another shape.
@@ -142,7 +155,7 @@ def load_tensors(
             raise CheckpointError(f"{origin}: tensor '{name}': expected shape {expected}, got {got}")
         if state[name].dtype != tensor.dtype:
             raise CheckpointError(f"{origin}: tensor '{name}': expected {state[name].dtype}, got {tensor.dtype}")
-    module.load_state_dict(dict(tensors), strict=False)
+    give(module, tensors, aliases)
 
 
 def declared_bases(generalist: Generalist) -> dict[str, str]:
@@ -189,14 +202,14 @@ def _describe_base(path: str) -> dict[str, Any]:
     return {"id": location.name if files else path, "sha256": {file.name: file_sha256(file) for file in files}}
 
 
-def _check_bases(generalist: Generalist, declared: Mapping[str, Any]) -> None:
-    for prefix, path in declared_bases(generalist).items():
+def _check_bases(generalist: Generalist, declared: Mapping[str, Any], verify: bool) -> None:
+    for prefix, path in declared_bases(generalist).items() if verify else ():
         expected, got = declared.get(prefix, {}).get("sha256"), _describe_base(path)["sha256"]
         if expected != got:
             raise CheckpointError(f"base of '{prefix}' at '{path}': expected sha256 {expected}, got {got}")
 
 
-def _verified_manifest(directory: Path) -> dict[str, Any]:
+def _manifest(directory: Path, verify: bool) -> dict[str, Any]:
     try:
         manifest = json.loads((directory / MANIFEST).read_text())
     except FileNotFoundError:
@@ -211,7 +224,7 @@ def _verified_manifest(directory: Path) -> dict[str, Any]:
             raise CheckpointError(f"{MANIFEST} names '{name}', which lies outside the checkpoint")
         if not path.is_file():
             raise CheckpointError(f"checkpoint '{directory}': file '{name}' is missing")
-        got = file_sha256(path)
+        got = file_sha256(path) if verify else expected
         if got != expected:
             raise CheckpointError(f"checkpoint file '{name}' was changed: expected sha256 {expected}, got {got}")
     needed = {WEIGHTS, CONFIG, TASKS, f"{TOKENIZER}/tokenizer.json"} - set(manifest["files"])

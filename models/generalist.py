@@ -96,11 +96,11 @@ class Generalist(nn.Module):
         self._query_slots = self._build_query_slots()
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu") -> Self:
+    def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Self:
         """Load a checkpoint directory; see :func:`models.checkpoint.load_checkpoint`."""
         from models.checkpoint import load_checkpoint
 
-        generalist = load_checkpoint(directory, device)
+        generalist = load_checkpoint(directory, device, verify=verify)
         assert isinstance(generalist, cls)
         return generalist
 

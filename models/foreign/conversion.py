@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrained
 from models.build import build_generalist
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.generalist import Generalist
+from models.on_meta import parameters_on_meta
 from models.token_rows import TokenRows
 from routers.tasks import TaskTable
 from routers.vocabulary import add_task_tokens
@@ -62,27 +62,8 @@ def write(conversion: Conversion, tasks: TaskTable, out: str | Path) -> Path:
         return save_checkpoint(generalist, config, out)
 
 
-@contextmanager
-def parameters_on_meta() -> Iterator[None]:
-    """Modules built inside have parameters without memory, and real buffers."""
-    register = nn.Module.register_parameter  # the one way by which every parameter comes into a module
-
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and parameter.device.type != "meta":
-            own = module._parameters[name]
-            assert own is not None
-            module._parameters[name] = nn.Parameter(own.to("meta"), requires_grad=own.requires_grad)
-
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
-    try:
-        yield
-    finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
-
-
 def fill(generalist: Generalist, tensors: Mapping[str, Tensor]) -> None:
-    """Give a model built by :func:`parameters_on_meta` its tensors; rows of new tokens begin as they always do.
+    """Give a model built by :func:`models.on_meta.parameters_on_meta` its tensors; new tokens' rows begin as always.
 
     Raises:
         CheckpointError: Naming what is missing, unexpected or of another shape.

@@ -1,0 +1,1 @@
+"""Ways of reading a checkpoint, each in a process of its own."""
