@@ -12,7 +12,7 @@ VENV ?= .venv
 RUN ?= runs/quickstart
 NAME ?=
 ARGS ?=
-EXTRAS := adapters,diffusion,speech,graph,eval,convert,demo,synthesis
+EXTRAS := adapters,diffusion,speech,graph,eval,convert,demo,synthesis,video
 
 override VENV_PYTHON := $(VENV)/bin/python
 override RUN_STAMP := $(VENV)/.installed-run

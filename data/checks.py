@@ -11,6 +11,7 @@ from data.drafts import audio_extension, image_size
 from data.media import decode_media, decode_target
 from data.records import Media, Part, Record
 from data.shards import Sample
+from data.video import Video
 
 _ALIASES = {"jpeg": "jpg", "tiff": "tif", "oga": "ogg", "opus": "ogg"}
 EDGE = 1e-6
@@ -30,7 +31,9 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
     found = []
     for media in sample.record.media.values():
         try:
-            decode_media(media, sample.members[media.file])
+            raw = decode_media(media, sample.members[media.file])
+            if isinstance(raw, Video):
+                raw.check()
         except ValueError as error:
             found.append(str(error))
         else:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from data.media import IMAGE_FORMATS, MAX_PIXELS, MediaError, encode_graph, encode_mask
 from data.records import Media, MediaType, Message, Part, Record, Target
+from data.video import measure
 from layers.media import Graph
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}
@@ -77,6 +78,21 @@ class Draft:
             raise MediaError(f"'{name}': expected audio samples, got none")
         self._add("audio", name, _extension_of(info.format), data, (info.frames,), info.samplerate)
         return float(info.frames / info.samplerate)
+
+    def add_video(self, data: bytes, file: str, name: str = "video") -> tuple[int, int, int]:
+        """Add a video as it is; returns (width, height, frames), found by decoding it once.
+
+        Args:
+            data: Its bytes.
+            file: The file that they come from; its ending is kept.
+            name: Of the medium.
+
+        Raises:
+            MediaError: If it does not decode.
+        """
+        size = measure(file, data)
+        self._add("video", name, file.rpartition(".")[2].lower(), data, size)
+        return size
 
     def add_graph(self, graph: Graph, name: str = "graph") -> None:
         """Add a graph.

@@ -19,10 +19,12 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.jpeg import read_jpeg_header
+from data.media_error import MediaError
 from data.records import Media, Target, parse_json
+from data.video import Video
 from layers.media import Audio, Graph
 
-RawMedia = Tensor | Audio | Graph
+RawMedia = Tensor | Audio | Graph | Video
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PIXELS = 64_000_000
 """Largest image or mask that is decoded; one that declares more is refused before any memory is taken for it."""
@@ -30,10 +32,6 @@ MAX_SAMPLES = 2**28
 """Likewise for audio, over all channels: 4.6 hours at 16 kHz."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _GRAPH_FIELDS = {"node_texts", "edge_index"}
-
-
-class MediaError(ValueError):
-    """Media or a target that does not decode, or is not what the record declares; names expected and given."""
 
 
 def decode_media(media: Media, data: bytes) -> RawMedia:
@@ -44,8 +42,8 @@ def decode_media(media: Media, data: bytes) -> RawMedia:
         data: The member's bytes.
 
     Returns:
-        An image (3, H, W) uint8 after EXIF orientation, mono :class:`Audio` at the record's sample rate, or a
-        :class:`Graph`.
+        An image (3, H, W) uint8 after EXIF orientation, mono :class:`Audio` at the record's sample rate, a
+        :class:`Graph`, or a :class:`Video`, whose frames are decoded when they are asked for.
 
     Raises:
         MediaError: Naming the file, what was expected and what was given.
@@ -56,7 +54,8 @@ def decode_media(media: Media, data: bytes) -> RawMedia:
         return _decode_audio(media, data)
     if media.type == "graph":
         return _decode_graph(media, data)
-    raise MediaError(f"'{media.file}': expected an image, audio or a graph, got {media.type}, which has no decoder")
+    width, height, frames = media.size
+    return Video(media.file, data, (width, height, frames))
 
 
 def decode_target(target: Target, data: bytes | None = None) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from data.chat import chat_text
 from data.media import RawMedia, resample, resampled_length
 from data.records import Media, Message, Part, Record
+from data.video import Video, frame_places
 from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
 from layers.encoder import Processor
 from layers.geometry import Box
@@ -28,6 +29,9 @@ from models.prompt_gate import QUOTED
 from routers.rendering import render_call
 
 IGNORED = -100
+Layouts = tuple[str, list[ItemLayout]]
+"""A medium's kind, and the encoder's output for it or for each of its frames."""
+Still = Tensor | Audio | Graph
 
 
 class RenderError(ValueError):
@@ -36,11 +40,12 @@ class RenderError(ValueError):
 
 @dataclass
 class RenderedMedia:
-    """One use of a media item.
+    """One use of a media item, or of one frame of a video.
 
     Args:
         kind: "image", "audio" or "graph".
         name: Its name in the record.
+        frame: Which of a video's frames that are shown; 0 for other media.
         inputs: The processor's tensors; empty where nothing was decoded.
         layout: The encoder's output for it.
         positions: Positions of its placeholders in the sample's ``input_ids``.
@@ -51,6 +56,7 @@ class RenderedMedia:
     inputs: dict[str, Tensor]
     layout: ItemLayout
     positions: list[int]
+    frame: int = 0
 
 
 @dataclass
@@ -149,8 +155,9 @@ def rendered_size(record: Record, plan: BatchPlan) -> RenderedSize:
     """
     try:
         shown = {part.media for message in record.messages for part in message.content if part.media}
-        counts = Counter(item.type for name, item in record.media.items() if name in shown)
-        layouts = {name: _declared_layout(item, plan, counts[item.type]) for name, item in record.media.items()}
+        declared = {name: item for name, item in record.media.items() if name in shown}
+        counts = _counted((_taken_by(item.type), _declared_uses(item, plan)) for item in declared.values())
+        layouts = {name: _declared_layouts(item, plan, counts) for name, item in declared.items()}
         written = _Writer(record.key, plan, layouts).write(record.messages, {}, False)
     except ValueError as error:
         raise RenderError(f"record '{record.key}': {error}") from error
@@ -167,25 +174,29 @@ def _render(
     generation_prompt: bool,
 ) -> Rendered:
     names = [part.media for message in messages for part in message.content if part.media]
-    inputs: dict[str, dict[str, Tensor]] = {}
-    layouts: dict[str, tuple[str, ItemLayout]] = {}
-    counts = Counter(_kind(raw_media[name]) for name in dict.fromkeys(names) if name in raw_media)
-    for name in dict.fromkeys(names):
-        if name not in raw_media:
-            raise ValueError(f"media '{name}': expected one of {sorted(raw_media)}")
-        kind = _kind(raw_media[name])
-        inputs[name], layout = _process(name, raw_media[name], _processor(plan, kind, counts[kind]))
-        layouts[name] = (kind, layout)
+    inputs: dict[str, list[dict[str, Tensor]]] = {}
+    layouts: dict[str, Layouts] = {}
+    missing = [name for name in names if name not in raw_media]
+    if missing:
+        raise ValueError(f"media '{missing[0]}': expected one of {sorted(raw_media)}")
+    shown = {name: _shown(raw_media[name], plan) for name in dict.fromkeys(names)}
+    counts = _counted((_taken_by(kind), len(raws)) for kind, raws, _ in shown.values())
+    for name, (kind, raws, seconds) in shown.items():
+        processor = _processor(plan, _taken_by(kind), counts)
+        made = [_process(name, raw, processor) for raw in raws]
+        inputs[name] = [own for own, _ in made]
+        timed = zip(made, seconds, strict=True)
+        layouts[name] = kind, [layout if time is None else replace(layout, seconds=time) for (_, layout), time in timed]
     rendered = _Writer(key, plan, layouts).write(messages, targets, generation_prompt)
     for item in rendered.media:
-        item.inputs = inputs[item.name]
+        item.inputs = inputs[item.name][item.frame]
     return rendered
 
 
 class _Writer:
-    """Writes one conversation; ``layouts`` maps a media name to its kind and its encoder layout."""
+    """Writes one conversation; ``layouts`` maps a media name to its kind and its encoder layouts."""
 
-    def __init__(self, key: str, plan: BatchPlan, layouts: Mapping[str, tuple[str, ItemLayout]]) -> None:
+    def __init__(self, key: str, plan: BatchPlan, layouts: Mapping[str, Layouts]) -> None:
         self.plan, self.layouts = plan, layouts
         self.text = chat_text(plan.tokenizer)
         self.out = Rendered(key)
@@ -221,12 +232,15 @@ class _Writer:
             self._media(part)
 
     def _media(self, part: Part) -> None:
-        kind, layout = self.layouts[part.media]
-        if kind != part.type:
-            raise ValueError(f"media '{part.media}': expected {part.type}, got {kind}")
-        start, count = len(self.out.input_ids), self.plan.token_rules[kind].num_tokens(layout)
-        self._append([self.plan.vocabulary.media_ids[kind]] * count, learned=False)
-        self.out.media.append(RenderedMedia(kind, part.media, {}, layout, list(range(start, start + count))))
+        declared, layouts = self.layouts[part.media]
+        if declared != part.type:
+            raise ValueError(f"media '{part.media}': expected {part.type}, got {declared}")
+        kind = _taken_by(declared)
+        for frame, layout in enumerate(layouts):
+            start, count = len(self.out.input_ids), self.plan.token_rules[kind].num_tokens(layout)
+            self._append([self.plan.vocabulary.media_ids[kind]] * count, learned=False)
+            places = list(range(start, start + count))
+            self.out.media.append(RenderedMedia(kind, part.media, {}, layout, places, frame))
 
     def _call(self, part: Part, targets: Mapping[str, Any]) -> None:
         if part.task not in self.plan.tasks:
@@ -319,20 +333,34 @@ def _index(value: Mapping[str, Any], name: str, limit: int, what: str) -> int:
     return given
 
 
-def _processor(plan: BatchPlan, kind: str, count: int) -> Processor:
+def _processor(plan: BatchPlan, kind: str, counts: Mapping[str, int]) -> Processor:
     if kind not in plan.processors:
         raise ValueError(f"{kind}: expected media that the model takes, one of {sorted(plan.processors)}")
     processor: Any = plan.processors[kind]
-    return processor.among(count) if hasattr(processor, "among") else processor
+    return processor.among(counts[kind]) if hasattr(processor, "among") else processor
 
 
-def _kind(raw: RawMedia) -> str:
-    if isinstance(raw, Audio):
-        return "audio"
-    return "graph" if isinstance(raw, Graph) else "image"
+def _taken_by(kind: str) -> str:
+    """The modality whose encoder reads a kind of media: the frames of a video are images."""
+    return "image" if kind == "video" else kind
 
 
-def _process(name: str, raw: RawMedia, processor: Processor) -> tuple[dict[str, Tensor], ItemLayout]:
+def _shown(raw: RawMedia, plan: BatchPlan) -> tuple[str, Sequence[Still], Sequence[float | None]]:
+    """A medium's kind, what of it is shown, and when."""
+    if isinstance(raw, Video):
+        return "video", *raw.sample(plan.max_frames)
+    kind = "audio" if isinstance(raw, Audio) else "graph" if isinstance(raw, Graph) else "image"
+    return kind, [raw], [None]
+
+
+def _counted(uses: Iterable[tuple[str, int]]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    for kind, number in uses:
+        counts[kind] += number
+    return counts
+
+
+def _process(name: str, raw: Still, processor: Processor) -> tuple[dict[str, Tensor], ItemLayout]:
     if isinstance(raw, Audio):
         raw = resample(raw, _sample_rate(processor))
         size: tuple[int, ...] = (raw.waveform.shape[0],)
@@ -351,13 +379,20 @@ def _process(name: str, raw: RawMedia, processor: Processor) -> tuple[dict[str, 
     return inputs, layout
 
 
-def _declared_layout(media: Media, plan: BatchPlan, count: int) -> tuple[str, ItemLayout]:
-    processor = _processor(plan, media.type, count)
+def _declared_uses(media: Media, plan: BatchPlan) -> int:
+    return len(frame_places(media.size[2], plan.max_frames)) if media.type == "video" else 1
+
+
+def _declared_layouts(media: Media, plan: BatchPlan, counts: Mapping[str, int]) -> Layouts:
+    processor = _processor(plan, _taken_by(media.type), counts)
+    if media.type == "video":
+        return media.type, [processor.layout(media.size[:2])] * _declared_uses(media, plan)
     if media.type != "audio":
-        return media.type, processor.layout(media.size)
+        return media.type, [processor.layout(media.size)]
     if media.sample_rate is None:
         raise ValueError(f"'{media.file}': expected the sample rate of its {media.size[0]} samples, got none")
-    return media.type, processor.layout((resampled_length(media.size[0], media.sample_rate, _sample_rate(processor)),))
+    samples = resampled_length(media.size[0], media.sample_rate, _sample_rate(processor))
+    return media.type, [processor.layout((samples,))]
 
 
 def _sample_rate(processor: Processor) -> int:

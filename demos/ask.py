@@ -1,4 +1,4 @@
-"""Ask a trained model: ``python -m demos.ask --checkpoint DIR [--image F] [--audio F] [--graph F] "question"``."""
+"""Ask a trained model: ``python -m demos.ask --checkpoint DIR [--image F] [--audio F] [--graph F] ... "question"``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from demos.render import draw_boxes, overlay_mask, to_pil
 from inference.conversation import Conversation, HeadError, Reply
-from inference.files import read_audio, read_graph, read_image
+from inference.files import read_audio, read_graph, read_image, read_video
 from inference.session import Session
 from layers.calls import (
     BoxesResult,
@@ -39,7 +39,7 @@ _EPILOG = """examples:
   python -m demos.ask --checkpoint runs/quickstart/checkpoint "draw a blue 4" --out drawings
 
 A graph is JSON: {"node_texts": ["text of node 0", ...], "edge_index": [[sources...], [targets...]]}; node 0 is the one
-that questions are about. Media are shown to the model in the order images, audio, graphs, then the question."""
+that questions are about. Media are shown to the model in the order images, videos, audio, graphs, then the question."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -54,6 +54,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--checkpoint", required=True, metavar="DIR", help="checkpoint directory written by training")
     for kind, formats in (
         ("image", "PNG, JPEG, WebP, BMP, GIF or TIFF"),
+        ("video", "MP4, MKV, WebM, MOV, AVI; of each, a few frames are shown"),
         ("audio", "WAV, FLAC, OGG, MP3, any rate and channels"),
         ("graph", "JSON, see below"),
     ):
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             images=[read_image(path) for path in options.image],
             audio=[read_audio(path) for path in options.audio],
             graphs=[read_graph(path) for path in options.graph],
+            videos=[read_video(path) for path in options.video],
         )
         session = Session.from_pretrained(
             options.checkpoint,

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from data.media import RawMedia
 from data.records import Message, Part, Record
+from data.video import Video
 from inference.decoding import FinishReason
 from layers.calls import Call, Result
 from layers.media import Audio, Graph
@@ -22,8 +23,8 @@ class Conversation:
 
     Args:
         messages: The turns; an answer is generated after the last one.
-        media: Name -> decoded media: an image (3, H, W) uint8, :class:`layers.media.Audio` or
-            :class:`layers.media.Graph`.
+        media: Name -> decoded media: an image (3, H, W) uint8, :class:`layers.media.Audio`,
+            :class:`layers.media.Graph` or :class:`data.video.Video`.
     """
 
     messages: Sequence[Message]
@@ -37,6 +38,7 @@ class Conversation:
         images: Sequence[Tensor] = (),
         audio: Sequence[Audio] = (),
         graphs: Sequence[Graph] = (),
+        videos: Sequence[Video] = (),
     ) -> Conversation:
         """One user turn: the media, then the question.
 
@@ -45,6 +47,7 @@ class Conversation:
             images: (3, H, W) uint8 RGB each.
             audio: Clips.
             graphs: Graphs.
+            videos: Videos, of which the model sees a few frames.
 
         Raises:
             ValueError: If there is neither a question nor audio.
@@ -53,7 +56,12 @@ class Conversation:
             raise ValueError("expected a question, or audio that asks one, got neither")
         parts: list[Part] = []
         media: dict[str, RawMedia] = {}
-        kinds: tuple[tuple[str, Sequence[Any]], ...] = (("image", images), ("audio", audio), ("graph", graphs))
+        kinds: tuple[tuple[str, Sequence[Any]], ...] = (
+            ("image", images),
+            ("video", videos),
+            ("audio", audio),
+            ("graph", graphs),
+        )
         for kind, items in kinds:
             for index, item in enumerate(items):
                 name = f"{kind}{index}"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from data.media import IMAGE_FORMATS, MediaError, decode_media, resample
 from data.records import Media
+from data.video import Video, measure
 from layers.media import Audio, Graph
 
 
@@ -51,6 +52,17 @@ def read_audio(path: str | PathLike[str], sample_rate: int = 16000) -> Audio:
     if not np.isfinite(waveform).all():
         raise MediaError(f"'{path}': expected finite samples, got NaN or infinity")
     return resample(Audio(torch.from_numpy(waveform.mean(axis=1)), rate), sample_rate)
+
+
+def read_video(path: str | PathLike[str]) -> Video:
+    """A video of any container and codec that FFmpeg reads, decoded once to know its size.
+
+    Raises:
+        OSError: If the file cannot be read.
+        MediaError: If it is not a video.
+    """
+    data = Path(path).read_bytes()
+    return Video(str(path), data, measure(str(path), data))
 
 
 def read_graph(path: str | PathLike[str]) -> Graph:

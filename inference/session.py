@@ -13,6 +13,7 @@ from torch import Tensor
 from data.media import RawMedia
 from data.packing import pack
 from data.render import Rendered, render_prompt
+from data.video import Video
 from inference.calling import PendingReply, answer_calls, to_original
 from inference.conversation import Conversation, Reply
 from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decode
@@ -191,7 +192,7 @@ class Session:
             own = []
             for used in prompt.media:
                 features = next(following[used.kind])
-                features.load_original = _loader(conversation.media[used.name])
+                features.load_original = _loader(conversation.media[used.name], used.frame, self.plan.max_frames)
                 own.append(features)
             media.append(own)
         return prompts, media
@@ -252,8 +253,8 @@ def _features_of(kind: str, batch: MediaBatch, encoded: EncodedMedia) -> Iterato
         yield MediaFeatures(kind, own, layout, batch.items[index])
 
 
-def _loader(raw: RawMedia) -> Callable[[], RawMedia]:
-    return lambda: raw
+def _loader(raw: RawMedia, frame: int, max_frames: int) -> Callable[[], RawMedia]:
+    return lambda: raw.sample(max_frames)[0][frame] if isinstance(raw, Video) else raw
 
 
 @contextmanager

@@ -23,7 +23,7 @@ class ItemLayout:
         original_size: (width, height) in pixels, (samples,) or (nodes,).
         transform: How an image's original pixels map to the encoder's input, of the whole image where there are tiles;
             None for other modalities.
-        seconds: Duration of audio; None for other modalities.
+        seconds: Duration of audio, or when a video shows this frame; None for other media.
     """
 
     grid: tuple[int, ...]

@@ -38,6 +38,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "models.projectors.PixelShuffleProjector",
         "models.projectors.PoolProjector",
         "models.projectors.QFormerProjector",
+        "models.projectors.TimedProjector",
         "routers.router.MarkerRouter",
         "routers.tasks.TaskSpec",
         "routers.tasks.TaskTable",

@@ -68,6 +68,7 @@ class Generalist(nn.Module):
         projectors: Modality -> projector, one per encoder.
         heads: Name -> head; every head that a task names must be there.
         router: Turns token ids into calls; marker tokens by default.
+        max_frames: Frames that stand for a video, evenly spaced; the image encoder reads them.
 
     Raises:
         ValueError: If the parts do not fit together, naming what was expected and what was given.
@@ -82,10 +83,11 @@ class Generalist(nn.Module):
         projectors: dict[str, Projector],
         heads: dict[str, Head],
         router: Router | None = None,
+        max_frames: int = 8,
     ) -> None:
         super().__init__()
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer)
-        self.tasks = tasks
+        self.tasks, self.max_frames = tasks, max_frames
         self.vocabulary = Vocabulary(self.tokenizer, tasks)
         self.language_model = language_model
         self.encoders = nn.ModuleDict(encoders)
@@ -124,6 +126,7 @@ class Generalist(nn.Module):
             processors={kind: self._encoder(kind).processor for kind in self.encoders},
             token_rules={kind: self._projector(kind).token_rule for kind in self.projectors},
             target_processors={name: self._head(name).target_processor for name in self.heads},
+            max_frames=self.max_frames,
             with_instructions=self.language_model.gate is not None,
             feature_costs={kind: round(_num_parameters(item) / own, 4) for kind, item in self.encoders.items()},
         )

@@ -28,6 +28,7 @@ class BatchPlan:
         target_processors: Head -> target processor.
         feature_costs: Modality -> what a feature of its encoder costs, in positions of the language model: the ratio
             of their parameters, since both do about two operations per parameter and position.
+        max_frames: Frames that stand for a video.
         with_instructions: Whether the model also reads every sample's instruction by itself.
     """
 
@@ -38,6 +39,7 @@ class BatchPlan:
     token_rules: dict[str, TokenRule]
     target_processors: dict[str, TargetProcessor]
     feature_costs: dict[str, float] = field(default_factory=dict)
+    max_frames: int = 8
     with_instructions: bool = False
     hash: str = field(init=False)
 
@@ -53,5 +55,6 @@ class BatchPlan:
             "processors": {kind: dict(item.fingerprint()) for kind, item in self.processors.items()},
             "token_rules": {kind: [type(rule).__name__, asdict(rule)] for kind, rule in self.token_rules.items()},
             "feature_costs": self.feature_costs,
+            "max_frames": self.max_frames,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

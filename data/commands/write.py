@@ -114,6 +114,8 @@ def _add_media(made: Draft, name: str, item: Mapping[str, Any], data: bytes) -> 
         made.add_image(data, name)
     elif kind == "audio":
         made.add_audio(data, name)
+    elif kind == "video":
+        made.add_video(data, str(item["path"]), name)
     elif kind == "graph":
         nodes = json.loads(data).get("node_texts", [])
         graph = decode_media(Media("graph", f"{name}.json", (max(len(nodes), 1),)), data)

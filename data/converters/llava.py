@@ -17,17 +17,18 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 PLACEHOLDERS = {"<image>": "image", "<video>": "video", "<audio>": "audio", "<speech>": "audio"}
 FIELDS = {"id", "image", "video", "audio", "conversations"}
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
+VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 _SPLIT = re.compile("(" + "|".join(map(re.escape, PLACEHOLDERS)) + ")")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of the format."""
     parser.add_argument("--media-root", type=Path, help="folder of images, frames and clips (default: the JSON's)")
-    parser.add_argument("--max-frames", type=int, default=16, help="frames of a video, evenly spaced (%(default)s)")
+    parser.add_argument("--max-frames", type=int, default=16, help="frames of a video that is a folder (%(default)s)")
 
 
 def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
-    """One record per conversation; a video is its frames as images, in order."""
+    """One record per conversation; a video is a file, or its frames as images, in order."""
     root = options.media_root or source.parent
     for number, item in enumerate(read_json(source, list, "conversations")):
         try:
@@ -94,10 +95,13 @@ def _names(item: Mapping[str, Any], kind: str, made: Draft, root: Path) -> list[
 
 
 def _frames(item: Mapping[str, Any], made: Draft, root: Path, options: argparse.Namespace) -> list[list[str]]:
-    """Add the frames of the video, a folder or a list of pictures; returns their names, at most one list."""
+    """Add the video, or the frames of one that is a folder or a list; returns their names, at most one list."""
     video = item.get("video")
     if not video:
         return []
+    if isinstance(video, str) and Path(video).suffix.lower() in VIDEO_SUFFIXES:
+        made.add_video(read_below(root, video), video)
+        return [["video"]]
     files = video if isinstance(video, list) else _listed(root, str(video))
     step = max(1.0, len(files) / options.max_frames)
     chosen = [files[int(place * step)] for place in range(min(len(files), options.max_frames))]
@@ -110,7 +114,7 @@ def _frames(item: Mapping[str, Any], made: Draft, root: Path, options: argparse.
 def _listed(root: Path, folder: str) -> list[str]:
     path = root / folder
     if not path.is_dir():
-        raise SkipItemError("video that is not a folder or a list of frames")
+        raise SkipItemError(f"video that is no folder or list of frames, and no file of {sorted(VIDEO_SUFFIXES)}")
     found = sorted(item.name for item in path.iterdir() if item.suffix.lower() in FRAME_SUFFIXES)
     if not found:
         raise SkipItemError("video folder without frames")

@@ -17,7 +17,11 @@ from data.inspection.drawing import ARROW, Overlay, audio_player, graph_figure, 
 from data.media import decode_media, decode_target
 from data.records import Part, Record
 from data.shards import Sample
+from data.video import Video
 from layers.media import Graph
+
+SHOWN_FRAMES = 6
+"""Of a video."""
 
 
 class Gallery:
@@ -113,6 +117,10 @@ def _medium(part: Part, sample: Sample) -> str:
         return picture(raw, f"{part.media}, {media.size[0]}x{media.size[1]}")
     if isinstance(raw, Graph):
         return graph_figure(raw, f"{part.media}, {raw.num_nodes} nodes")
+    if isinstance(raw, Video):
+        frames, times = raw.sample(SHOWN_FRAMES)
+        shown = zip(frames, times, strict=True)
+        return "".join(picture(frame, f"{part.media}, {time:.2f} s") for frame, time in shown)
     seconds = media.size[0] / float(media.sample_rate or 1)
     player = audio_player(data, media.file)
     return f"<figure>{player}<figcaption>{escape(part.media)}, {seconds:.2f} s</figcaption></figure>"

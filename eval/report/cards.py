@@ -13,6 +13,7 @@ from torch import Tensor
 from data.inspection.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
 from data.media import decode_mask, decode_media
 from data.shards import Sample
+from data.video import Video
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, decode_image
 from layers.media import Graph
@@ -26,7 +27,9 @@ MASK_LEGEND = (
     '<div class="legend"><span><i style="border-color:#ff5fd2"></i>predicted mask</span><span><i></i>outline of the '
     "reference</span></div>"
 )
-_SHOWN = re.compile(r"\[(image|audio|graph)\] ?")  # the card shows them
+SHOWN_FRAMES = 6
+"""Of a video."""
+_SHOWN = re.compile(r"\[(image|video|audio|graph)\] ?")  # the card shows them
 _TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
 
 
@@ -75,6 +78,9 @@ def _media(prediction: Prediction, sample: Sample) -> str:
             own, legend = _image(raw, prediction)
             figures += own
             legends += legend
+        elif isinstance(raw, Video):
+            frames, times = raw.sample(SHOWN_FRAMES)
+            figures += [picture(frame, f"{time:.2f} s") for frame, time in zip(frames, times, strict=True)]
         elif isinstance(raw, Graph):
             texts.append(_node_texts(name, raw))
             figures.append(graph_figure(raw, f"{name}, {raw.num_nodes} nodes"))

@@ -11,6 +11,7 @@ from models.projectors.grids import (
 from models.projectors.projector import Projector, QueryRule, TokenRule
 from models.projectors.queries import PerceiverResampler, QFormerProjector
 from models.projectors.speech import ConvGLUProjector
+from models.projectors.time import TimedProjector
 
 __all__ = [
     "AnyresProjector",
@@ -25,5 +26,6 @@ __all__ = [
     "Projector",
     "QFormerProjector",
     "QueryRule",
+    "TimedProjector",
     "TokenRule",
 ]

@@ -38,6 +38,8 @@ def _classes() -> list[type[Projector]]:
 
 def _built(kind: type[Projector]) -> Projector:
     torch.manual_seed(0)
+    if kind is projectors.TimedProjector:
+        return projectors.TimedProjector(projectors.PoolProjector(INPUT, OUTPUT), OUTPUT).eval()
     return kind(INPUT, OUTPUT, **SMALL.get(kind.__name__, {})).eval()  # type: ignore[call-arg]
 
 
@@ -116,6 +118,18 @@ def test_a_branch_is_treated_by_itself_until_the_join() -> None:
     tokens, projected = projector(clip, Layout([ItemLayout((13,), (13 * 320,), seconds=0.26)]))
     torch.testing.assert_close(tokens, expected)
     assert projected.lengths == (4,)
+
+
+def test_frames_say_when_they_are_shown_and_stills_do_not() -> None:
+    projector = _built(projectors.TimedProjector)
+    assert isinstance(projector, projectors.TimedProjector)
+    items = [ItemLayout((2, 2), (8, 8), seconds=second) for second in (0.0, 1.5, 90.0)] + [ItemLayout((2, 2), (8, 8))]
+    features, layout = torch.randn(4, INPUT).repeat(4, 1), Layout(items)
+    before, _ = projector(features, layout)
+    torch.testing.assert_close(before, projector.projector(features, layout)[0])  # begins as it was
+    nn.init.normal_(projector.time.weight)
+    tokens, _ = projector(features, layout)
+    assert torch.pdist(tokens).min() > 0.1 and torch.equal(tokens[3], before[3])
 
 
 def test_edges_are_averaged_over_what_is_there() -> None:
