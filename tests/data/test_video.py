@@ -117,7 +117,7 @@ def test_llava_conversations_with_video_files(clip: Video, tmp_path: Path) -> No
     items: list[Any] = [{"id": name, "video": name, "conversations": turns} for name in ("a.mkv", "b.mp4", "c.mp4")]
     (tmp_path / "data.json").write_text(json.dumps(items))
     options = argparse.Namespace(
-        media_root=None, max_frames=4, license="CC0-1.0", split="train", source="test", prefix="x"
+        media_root=None, max_frames=4, license="CC0-1.0", split="train", source_name="test", prefix="x"
     )
     tally = Tally()
     (converted,) = list(llava.convert(tmp_path / "data.json", options, tally))
