@@ -23,6 +23,7 @@ class ItemLayout:
         original_size: (width, height) in pixels, (samples,) or (nodes,).
         transform: How an image's original pixels map to the encoder's input, of the whole image where there are tiles;
             None for other modalities.
+        regions: Features of an image that stand for no cell of a grid, behind all grids.
         seconds: Duration of audio, or when a video shows this frame; None for other media.
     """
 
@@ -31,6 +32,7 @@ class ItemLayout:
     transform: GeometricTransform | None = None
     seconds: float | None = None
     tiles: tuple[int, int] = (0, 0)
+    regions: int = 0
 
     @property
     def num_views(self) -> int:
@@ -40,12 +42,12 @@ class ItemLayout:
     @property
     def num_features(self) -> int:
         """The number of feature vectors of this item."""
-        return math.prod(self.grid) * self.num_views
+        return math.prod(self.grid) * self.num_views + self.regions
 
     @property
     def whole(self) -> ItemLayout:
-        """The item without its tiles; its features come first."""
-        return replace(self, tiles=(0, 0))
+        """The item without its tiles and regions; its features come first."""
+        return replace(self, tiles=(0, 0), regions=0)
 
     def with_grid(self, *grid: int) -> ItemLayout:
         """The same item after a projector changed its grids."""

@@ -225,15 +225,16 @@ class Generalist(nn.Module):
     ) -> list[HeadContext]:
         """What each call offers its head besides hidden states; features are views with gradient.
 
-        Of an image in tiles, heads get the whole image alone.
+        Of an image in tiles or with regions, heads get the cells of the whole image alone.
         """
         features = {kind: item.layout.split(item.features) for kind, item in encoded.items()}
 
         def view(kind: str, index: int) -> MediaFeatures:
             item, inputs, own = media[kind].layout.items[index], media[kind].items[index], features[kind][index]
             if item.num_views > 1:
-                item, inputs = item.whole, {**inputs, "pixel_values": inputs["pixel_values"][0]}
-                own = own[: item.num_features]
+                inputs = {**inputs, "pixel_values": inputs["pixel_values"][0]}
+            item = item.whole
+            own = own[: item.num_features]
             return MediaFeatures(kind, own, item, inputs)
 
         return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]

@@ -7,7 +7,6 @@ module, and a module that compares them with the encoder's features through a sm
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
@@ -16,10 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data.records import Record
+from layers.encoder import Encoder
 from layers.head import LossTerm
 from layers.layout import ItemLayout, Layout
 
-Encode = Callable[[list[dict[str, Tensor]]], Tensor]
+
+class Encode(Protocol):
+    """A tower at work on a batch.
+
+    Attributes:
+        encoder: The tower.
+    """
+
+    encoder: Encoder
+
+    def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
+        """Items to features (ΣN, d), in the order of the batch's layout."""
 
 
 @dataclass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -130,12 +131,20 @@ class TowerRecipe(L.LightningModule):
             save_tower(self.encoder, Path(self.trainer.default_root_dir) / TOWER_FILE)
 
     def _compare(self, batch: TowerBatch) -> Outcome:
-        def encode(items: list[dict[str, Tensor]]) -> Tensor:
-            features: Tensor = self.encoder(self.encoder.collate(items), Layout(batch.layout.items))
-            return features
-
-        outcome: Outcome = self.objective(encode, batch)
+        outcome: Outcome = self.objective(_Encode(self.encoder, batch.layout), batch)
         return outcome
+
+
+@dataclass
+class _Encode:
+    """See :class:`training.objectives.Encode`."""
+
+    encoder: Encoder
+    layout: Layout
+
+    def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
+        features: Tensor = self.encoder(self.encoder.collate(items), self.layout)
+        return features
 
 
 def save_tower(encoder: Encoder, path: Path) -> None:

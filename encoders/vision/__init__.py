@@ -3,6 +3,7 @@
 from encoders.vision.open_clip_tower import OpenClipEncoder
 from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, TiledProcessor
 from encoders.vision.pyramid import TimmEncoder, grid_positions
+from encoders.vision.regions import Proposals, RegionEncoder
 from encoders.vision.timm_tower import TimmTower
 from encoders.vision.tower import VisionTower
 from encoders.vision.transformers_tower import TransformersEncoder
@@ -12,6 +13,8 @@ __all__ = [
     "NativeProcessor",
     "OpenClipEncoder",
     "PixelNorm",
+    "Proposals",
+    "RegionEncoder",
     "TiledProcessor",
     "TimmEncoder",
     "TimmTower",

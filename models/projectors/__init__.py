@@ -10,6 +10,7 @@ from models.projectors.grids import (
 )
 from models.projectors.projector import Projector, QueryRule, TokenRule
 from models.projectors.queries import PerceiverResampler, QFormerProjector
+from models.projectors.regions import RegionProjector, RegionRule
 from models.projectors.speech import ConvGLUProjector
 from models.projectors.time import TimedProjector
 
@@ -26,6 +27,8 @@ __all__ = [
     "Projector",
     "QFormerProjector",
     "QueryRule",
+    "RegionProjector",
+    "RegionRule",
     "TimedProjector",
     "TokenRule",
 ]

@@ -93,7 +93,12 @@ def by_grid(hidden_states: Tensor, layout: Layout, change: Callable[[Tensor], Te
 
     Returns:
         (ΣN', d') in the order of the items.
+
+    Raises:
+        ValueError: If an item has features that stand for no cell.
     """
+    if any(item.regions for item in layout.items):
+        raise ValueError("expected the cells of a grid alone, got regions beside them; put a RegionProjector around")
     grids = [item.grid for item in layout.items for _ in range(item.num_views)]
     if len(set(grids)) == 1:
         return change(hidden_states.unflatten(0, (len(grids), *grids[0]))).flatten(0, 1)

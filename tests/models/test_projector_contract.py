@@ -40,6 +40,8 @@ def _built(kind: type[Projector]) -> Projector:
     torch.manual_seed(0)
     if kind is projectors.TimedProjector:
         return projectors.TimedProjector(projectors.PoolProjector(INPUT, OUTPUT), OUTPUT).eval()
+    if kind is projectors.RegionProjector:
+        return projectors.RegionProjector(projectors.PoolProjector(INPUT, OUTPUT), INPUT, OUTPUT).eval()
     return kind(INPUT, OUTPUT, **SMALL.get(kind.__name__, {})).eval()  # type: ignore[call-arg]
 
 
