@@ -125,7 +125,7 @@ class RegionObjective(TowerObjective):
         count = max(len(wanted), 1)
         return {
             "box_l1": F.l1_loss(proposed, wanted, reduction="sum") / count,
-            "box_giou": generalized_box_iou_loss(own, wanted, reduction="sum") / count,
+            "box_giou": generalized_box_iou_loss(proposed, wanted, reduction="sum") / count,
         }
 
     @staticmethod
