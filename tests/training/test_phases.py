@@ -112,10 +112,19 @@ except PhaseInterruptedError as error:
 """
 
 
-@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_command_may_save_and_the_stamp_says_stopped(tmp_path: Path, sent: signal.Signals) -> None:
+@pytest.mark.parametrize(
+    ("sent", "parent"),
+    [
+        (signal.SIGINT, _PARENT),
+        (signal.SIGTERM, _PARENT),
+        (signal.SIGTERM, _PARENT.replace("signal.default_int_handler", "signal.SIG_IGN")),  # behind an "&"
+    ],
+)
+def test_an_interrupted_command_may_save_and_the_stamp_says_stopped(
+    tmp_path: Path, sent: signal.Signals, parent: str
+) -> None:
     environment = {**ENVIRONMENT, "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", _PARENT, str(tmp_path), _CHILD]
+    command = [sys.executable, "-c", parent, str(tmp_path), _CHILD]
     process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 30
     while not (tmp_path / "started").exists() and time.monotonic() < deadline:
