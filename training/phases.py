@@ -211,8 +211,8 @@ def _run_phase(phase: Phase, entry: dict[str, Any], stamps: Stamps, environment:
 def _call(command: Sequence[str], environment: Mapping[str, str]) -> int:
     """Run a command; on Ctrl-C or a request to terminate, interrupt it once and give it time to save what it has.
 
-    A shell starts what stands before an ``&`` deaf to Ctrl-C, and a deaf process has deaf children. The command must hear
-    it all the same, since that is how it is told to stop; it is in a session of its own, out of the terminal's reach.
+    A shell starts what stands before an ``&`` deaf to Ctrl-C, and a deaf process has deaf children. The command must
+    hear it all the same, since that is how it is told to stop; in a session of its own the terminal does not reach it.
     """
     deaf = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(command, env=dict(environment), start_new_session=True)
