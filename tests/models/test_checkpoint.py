@@ -66,6 +66,25 @@ def test_a_changed_byte_is_refused(saved: Path, name: str) -> None:
         load_checkpoint(saved)
 
 
+def test_without_verification_a_truncated_file_is_still_refused(saved: Path) -> None:
+    weights = saved / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="was changed: expected sha256"):
+        load_checkpoint(saved)
+    with pytest.raises(CheckpointError, match="the weights cannot be read"):
+        load_checkpoint(saved, verify=False)
+
+
+def test_loading_takes_the_files_own_pages(saved: Path) -> None:
+    """Weights are views of the mapped file; tied ones stay one."""
+    generalist = load_checkpoint(saved, verify=False)
+    assert not any(parameter.is_meta for parameter in generalist.parameters())
+    language_model = generalist.language_model.model
+    assert language_model.get_input_embeddings().weight is language_model.get_output_embeddings().weight
+    starts = [parameter.data_ptr() for parameter in generalist.parameters()]
+    assert max(starts) - min(starts) < (saved / WEIGHTS).stat().st_size
+
+
 def test_a_missing_file_and_a_stranger_are_refused(tmp_path: Path, saved: Path) -> None:
     (saved / "tasks.yaml").unlink()
     with pytest.raises(CheckpointError, match=r"file .tasks\.yaml. is missing"):
