@@ -8,10 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from data.drafts import audio_extension, image_size
-from data.media import decode_media, decode_target
+from data.media import Video, decode_media, decode_target
 from data.records import Media, Part, Record
 from data.shards import Sample
-from data.video import Video
 
 _ALIASES = {"jpeg": "jpg", "tiff": "tif", "oga": "ogg", "opus": "ogg"}
 EDGE = 1e-6

@@ -11,9 +11,8 @@ import soundfile
 import torch
 from PIL import Image
 
-from data.media import IMAGE_FORMATS, MAX_PIXELS, MediaError, encode_graph, encode_mask
+from data.media import IMAGE_FORMATS, MAX_PIXELS, MediaError, encode_graph, encode_mask, measure
 from data.records import Media, MediaType, Message, Part, Record, Target
-from data.video import measure
 from layers.media import Graph
 
 _EXTENSIONS = {"JPEG": "jpg", "TIFF": "tif"}

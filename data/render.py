@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from data.chat import chat_text
-from data.media import RawMedia, resample, resampled_length
+from data.media import RawMedia, Video, frame_places, resample, resampled_length
 from data.records import Media, Message, Part, Record
-from data.video import Video, frame_places
 from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
 from layers.encoder import Processor
 from layers.geometry import Box
@@ -354,10 +353,7 @@ def _shown(raw: RawMedia, plan: BatchPlan) -> tuple[str, Sequence[Still], Sequen
 
 
 def _counted(uses: Iterable[tuple[str, int]]) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    for kind, number in uses:
-        counts[kind] += number
-    return counts
+    return Counter(kind for kind, number in uses for _ in range(number))
 
 
 def _process(name: str, raw: Still, processor: Processor) -> tuple[dict[str, Tensor], ItemLayout]:

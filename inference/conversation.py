@@ -8,9 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from data.media import RawMedia
+from data.media import RawMedia, Video
 from data.records import Message, Part, Record
-from data.video import Video
 from inference.decoding import FinishReason
 from layers.calls import Call, Result
 from layers.media import Audio, Graph

@@ -13,9 +13,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.media import IMAGE_FORMATS, MediaError, decode_media, resample
+from data.media import IMAGE_FORMATS, MediaError, Video, decode_media, measure, resample
 from data.records import Media
-from data.video import Video, measure
 from layers.media import Audio, Graph
 
 

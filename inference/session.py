@@ -10,10 +10,9 @@ from os import PathLike
 import torch
 from torch import Tensor
 
-from data.media import RawMedia
+from data.media import RawMedia, Video
 from data.packing import pack
 from data.render import Rendered, render_prompt
-from data.video import Video
 from inference.calling import PendingReply, answer_calls, to_original
 from inference.conversation import Conversation, Reply
 from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decode

@@ -76,7 +76,7 @@ class RegionObjective(TowerObjective):
         self.hidden_size = hidden_size
         self.target_rule = RegionRule()
         config = Mask2FormerConfig(
-            num_labels=1,
+            id2label={OBJECT: "object"},
             train_num_points=num_points,
             class_weight=class_weight,
             mask_weight=mask_weight,

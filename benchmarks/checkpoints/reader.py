@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from models.checkpoint import file_sha256, load_checkpoint
@@ -60,9 +59,8 @@ def main() -> None:
     total = sum(float(parameter.view(-1).sum()) for parameter in WAYS[args.way](args.folder))
     seconds = time.perf_counter() - started
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    values = {"seconds": seconds, "peak_bytes": peak, "total": total, "versions": {"torch": torch.__version__}}
-    values["versions"]["transformers"] = version("transformers")  # type: ignore[index]
-    print(json.dumps(values))
+    versions = {name: version(name) for name in ("torch", "transformers", "safetensors")}
+    print(json.dumps({"seconds": seconds, "peak_bytes": peak, "total": total, "versions": versions}))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from data.inspection.drawing import ARROW, Overlay, audio_player, graph_figure, mask_layer, picture
-from data.media import decode_media, decode_target
+from data.media import Video, decode_media, decode_target
 from data.records import Part, Record
 from data.shards import Sample
-from data.video import Video
 from layers.media import Graph
 
 SHOWN_FRAMES = 6

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 
 from data.media import encode_mask, encode_png
-from data.quickstart.phrasing import VERBS, ask
+from data.quickstart.phrasing import ask
 from data.quickstart.scenes import COLOURS, Scene, draw_canvas
+from data.quickstart.templates import VERBS
 from data.records import Part, Target
 
 CALLS = ("ground", "seg", "draw", "edit")

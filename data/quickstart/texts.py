@@ -16,11 +16,12 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from data.quickstart.images import random_pairs
-from data.quickstart.phrasing import VERBS, ask
+from data.quickstart.phrasing import ask
 from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import Turn, Turns, caption_of
 from data.quickstart.scenes import COLOURS, Digit, Scene
 from data.quickstart.speech import numbers_as_words
+from data.quickstart.templates import VERBS
 from data.quickstart.utterances import FACT_KINDS, fact, plain, utterance
 from data.records import Part, Record
 

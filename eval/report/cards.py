@@ -11,9 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from data.inspection.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
-from data.media import decode_mask, decode_media
+from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
-from data.video import Video
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, decode_image
 from layers.media import Graph

@@ -71,6 +71,6 @@ def pickled_tensors(path: str | Path, part: str | None) -> dict[str, Tensor]:
         raise CheckpointError(f"'{path}': expected a checkpoint of PyTorch: {error}") from None
     found = value.get(part) if part is not None and isinstance(value, dict) else value
     if not isinstance(found, dict):
-        named = "" if part is None else f" '{part}'"
-        raise CheckpointError(f"'{path}': expected a dictionary{named} of tensors, got {type(found).__name__}")
+        which = "" if part is None else f" '{part}'"
+        raise CheckpointError(f"'{path}': expected a dictionary{which} of tensors, got {type(found).__name__}")
     return {name: tensor for name, tensor in found.items() if isinstance(tensor, Tensor)}

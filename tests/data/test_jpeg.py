@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data.jpeg import JpegHeader, read_jpeg_header
+from data.media.jpeg import JpegHeader, read_jpeg_header
 
 
 def encoded(mode: str, size: tuple[int, int], **options: object) -> bytes:

@@ -152,11 +152,6 @@ def test_bad_graphs(value: object, message: str) -> None:
     assert "g.json" in str(caught.value)
 
 
-def test_video_has_no_decoder() -> None:
-    with pytest.raises(MediaError, match="video"):
-        decode_media(Media("video", "v.mp4", (8, 6, 3)), b"")
-
-
 @settings(max_examples=80, deadline=None)
 @given(st.integers(1, 40), st.integers(1, 40), st.floats(0, 1), st.integers(0, 10_000))
 def test_masks_equal_cocos(height: int, width: int, density: float, seed: int) -> None:

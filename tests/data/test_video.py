@@ -14,12 +14,11 @@ from torch import Tensor
 from data.checks import problems_of
 from data.converters import llava
 from data.converters.conversion import Tally
-from data.media import MediaError, decode_media
+from data.media import MediaError, Video, decode_media, encode_video, frame_places, measure
 from data.packing import pack
 from data.records import Media, Message, Part, Record
 from data.render import render, rendered_size
 from data.shards import Sample
-from data.video import Video, encode_video, frame_places, measure
 from inference.conversation import Conversation
 from inference.session import Session
 from tests.tiny import tiny_generalist

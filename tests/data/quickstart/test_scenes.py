@@ -10,8 +10,9 @@ from PIL import Image
 
 from data.media import decode_mask
 from data.quickstart import images
-from data.quickstart.phrasing import PHRASINGS, VERBS, dressed
+from data.quickstart.phrasing import dressed
 from data.quickstart.scenes import COLOURS, SCENE_SIZE, box_iou, scan_split
+from data.quickstart.templates import PHRASINGS, VERBS
 
 pytest.importorskip("sklearn")
 SPLITS = ("train", "val", "test")

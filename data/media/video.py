@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.media_error import MediaError
+from data.media.error import MediaError
 
 MAX_FRAME_PIXELS = 64_000_000
 """Largest frame that is decoded."""

@@ -18,10 +18,10 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from data.jpeg import read_jpeg_header
-from data.media_error import MediaError
+from data.media.error import MediaError
+from data.media.jpeg import read_jpeg_header
+from data.media.video import Video
 from data.records import Media, Target, parse_json
-from data.video import Video
 from layers.media import Audio, Graph
 
 RawMedia = Tensor | Audio | Graph | Video
