@@ -132,14 +132,14 @@ def test_every_allowed_name_is_a_class_of_a_room() -> None:
 
 
 def test_no_part_of_a_room_is_forgotten() -> None:
-    contracts = {"Encoder", "VisionTower", "Head", "Projector", "Router"}
+    contracts = {"Encoder", "VisionTower", "Head", "Projector", "Router", "NodeEncoder"}
     found = set()
     for path in (path for room in ("encoders", "heads", "models", "routers") for path in (ROOT / room).rglob("*.py")):
         module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for node in ast.parse(path.read_text()).body:
             if not isinstance(node, ast.ClassDef) or not contracts & {ast.unparse(base) for base in node.bases}:
                 continue
-            if "@abstractmethod" not in ast.unparse(node):
+            if "@abstractmethod" not in ast.unparse(node) and node.name not in contracts:
                 found.add(
                     (f"{module}.{node.name}", f"{module.rpartition('.')[0]}.{node.name}")
                 )  # as its package gives it
