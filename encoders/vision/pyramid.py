@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import timm
 import torch
@@ -13,13 +13,12 @@ from timm.data import resolve_model_data_config
 from timm.layers import GroupNorm
 from torch import Tensor, nn
 
+from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
-from encoders.vision.tower import keep_statistics
-from layers.encoder import Encoder
 from layers.layout import Layout
 
 
-class TimmEncoder(Encoder):
+class TimmEncoder(ImageEncoder):
     """Levels of a timm network, each projected by a 1x1 convolution and resampled, summed into one grid.
 
     A learned linear map of the cells' coordinates is added, so that every feature says where it stands, and a
@@ -41,7 +40,6 @@ class TimmEncoder(Encoder):
         ValueError: If the stride does not divide the input, or the checkpoint is not a safetensors file.
     """
 
-    kind: ClassVar[str] = "image"
     processor: ImageProcessor
 
     def __init__(
@@ -82,16 +80,6 @@ class TimmEncoder(Encoder):
         grid = (height // stride, width // stride)
         self.processor = ImageProcessor((width, height), grid, resize_mode, tuple(data["mean"]))
         self.normalise = PixelNorm(data["mean"], data["std"])
-
-    def train(self, mode: bool = True) -> TimmEncoder:
-        """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
-        super().train(mode)
-        keep_statistics(self)
-        return self
-
-    def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack the images into ``pixel_values`` (B, 3, H, W)."""
-        return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
         """Encode (B, 3, H, W) uint8 pixels to (B * rows * columns, d) features, row by row."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 from transformers import Mask2FormerConfig, Mask2FormerModel
 
+from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
 from encoders.vision.pyramid import POSITION_FREQUENCIES
-from encoders.vision.tower import as_size, keep_statistics
-from layers.encoder import Encoder
+from encoders.vision.tower import as_size
 from layers.geometry import Resample
 from layers.layout import ItemLayout, Layout
 
@@ -75,7 +75,7 @@ class Proposals:
         return scores.topk(count, dim=1, sorted=True).indices
 
 
-class RegionEncoder(Encoder):
+class RegionEncoder(ImageEncoder):
     """Cells of the coarse map, then tokens of the likeliest regions, ``q = q_sem + B(box) + M(mask)``.
 
     Uni-Perceiver v2 (https://arxiv.org/abs/2211.09808): a detector whose classes are object and nothing, here
@@ -98,7 +98,6 @@ class RegionEncoder(Encoder):
             regions.
     """
 
-    kind: ClassVar[str] = "image"
     processor: RegionProcessor
 
     def __init__(
@@ -140,16 +139,6 @@ class RegionEncoder(Encoder):
         self.processor = RegionProcessor(
             ImageProcessor(size, self._grid(size), resize_mode, tuple(mean), resample), num_regions
         )
-
-    def train(self, mode: bool = True) -> RegionEncoder:
-        """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
-        super().train(mode)
-        keep_statistics(self)
-        return self
-
-    def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Stack the images into ``pixel_values`` (B, 3, H, W)."""
-        return {"pixel_values": torch.stack([item["pixel_values"] for item in items])}
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
         """Encode to (ΣN, d): of every image its cells, row by row, then its regions, the likeliest objects first."""

@@ -6,32 +6,23 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, ResizeMode, TiledProcessor
-from layers.encoder import Encoder
 from layers.geometry import Resample
 from layers.layout import Layout
 
 
-def keep_statistics(module: nn.Module) -> None:
-    """Leave batch normalisation in evaluation mode, whatever the rest of the module is in."""
-    for part in module.modules():
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            part.eval()
-
-
-class VisionTower(Encoder):
+class VisionTower(ImageEncoder):
     """A pretrained network as it is: no parameter is added, and its features are those of its library.
 
     A subclass says how pixels become maps (:meth:`maps`) and calls :meth:`_finish` when its network is built.
     """
 
-    kind: ClassVar[str] = "image"
     processor: ImageProcessor | NativeProcessor | TiledProcessor
 
     @abstractmethod
@@ -47,11 +38,11 @@ class VisionTower(Encoder):
 
         Then ``pixel_values`` is (Σ 3·H·W,) and ``sizes`` (B, 2) holds heights and widths.
         """
+        if isinstance(self.processor, ImageProcessor):
+            return super().collate(items)
         pixels = [item["pixel_values"] for item in items]
         if isinstance(self.processor, TiledProcessor):
             return {"pixel_values": torch.cat([item if item.ndim == 4 else item[None] for item in pixels])}
-        if isinstance(self.processor, ImageProcessor):
-            return {"pixel_values": torch.stack(pixels)}
         sizes = torch.tensor([list(item.shape[1:]) for item in pixels])
         return {"pixel_values": torch.cat([item.flatten() for item in pixels]), "sizes": sizes}
 
@@ -63,12 +54,6 @@ class VisionTower(Encoder):
             features = self._ragged(inputs["pixel_values"], inputs["sizes"])
         assert features.shape[0] == layout.total, "the layout does not describe these images"
         return features
-
-    def train(self, mode: bool = True) -> VisionTower:
-        """Switch the mode; batch normalisation stays in evaluation mode, so that no item sees its batch."""
-        super().train(mode)
-        keep_statistics(self)
-        return self
 
     def _finish(
         self,

@@ -24,20 +24,28 @@ def _graph(texts: list[str], edges: list[tuple[int, int]]) -> Graph:
     return Graph(tuple(texts), torch.tensor(edges, dtype=torch.int64).reshape(-1, 2).T)
 
 
+ONE_HOP = [{0, 1}, {0, 1, 2}, {1, 2}]  # what one layer reaches from each node of 2 -> 1 -> 0, whichever way it goes
+
+
 def _encode(encoder: NodeEncoder, graphs: list[Graph]) -> tuple[torch.Tensor, ...]:
     items, layouts = zip(*[encoder.processor(graph) for graph in graphs], strict=True)
     return Layout(layouts).split(encoder(encoder.collate(items), Layout(layouts)))
 
 
-def test_messages_arrive_at_the_target_and_run_backwards_with_another_type(encoder: GraphTransformerEncoder) -> None:
-    """One layer carries text one hop: along the edge and, as another kind of message, against it."""
-    chain = [(1, 0), (2, 1)]  # 2 -> 1 -> 0
-    base = _encode(encoder, [_graph(["a", "b", "c"], chain)])[0]
-    for changed, heard in ((2, {1, 2}), (1, {0, 1, 2}), (0, {0, 1})):
+def _reach(encoder: NodeEncoder) -> list[set[int]]:
+    """For each node of 2 -> 1 -> 0, the nodes whose features change with its text."""
+    reach = []
+    for changed in range(3):
         texts = ["a", "b", "c"]
         texts[changed] = "other words"
-        moved = (_encode(encoder, [_graph(texts, chain)])[0] - base).abs().amax(1) > 1e-6
-        assert set(moved.nonzero()[:, 0].tolist()) == heard
+        before, after = (_encode(encoder, [_graph(t, [(1, 0), (2, 1)])])[0] for t in (["a", "b", "c"], texts))
+        reach.append(set(((after - before).abs().amax(1) > 1e-6).nonzero()[:, 0].tolist()))
+    return reach
+
+
+def test_messages_arrive_at_the_target_and_run_backwards_with_another_type(encoder: GraphTransformerEncoder) -> None:
+    """One layer carries text one hop: along the edge and, as another kind of message, against it."""
+    assert _reach(encoder) == ONE_HOP
     edge_index = torch.tensor([[1], [0]])
     layer = encoder.layers[0]
     hidden, types = torch.randn(2, 16), encoder.edge_types.weight
@@ -140,13 +148,7 @@ def test_networks_of_the_library(network: Kind) -> None:
     for graph, features in zip(graphs, together, strict=True):
         assert features.isfinite().all()
         torch.testing.assert_close(features, _encode(encoder, [graph])[0], atol=1e-5, rtol=1e-5)
-    chain = [(1, 0), (2, 1)]  # 2 -> 1 -> 0
-    base = _encode(encoder, [_graph(["a", "b", "c"], chain)])[0]
-    for changed, heard in ((2, {1, 2}), (1, {0, 1, 2}), (0, {0, 1})):
-        texts = ["a", "b", "c"]
-        texts[changed] = "other words"
-        moved = (_encode(encoder, [_graph(texts, chain)])[0] - base).abs().amax(1) > 1e-6
-        assert set(moved.nonzero()[:, 0].tolist()) == ({0, 1, 2} if network == "gps" else heard)
+    assert _reach(encoder) == ([{0, 1, 2}] * 3 if network == "gps" else ONE_HOP)
     encoder.train()
     torch.cat(_encode(encoder, graphs)).mul(torch.randn(7, 16)).sum().backward()
     assert [name for name, value in encoder.named_parameters() if value.grad is None] == []
