@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,51 +13,12 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from torch import Tensor, nn
 
 from heads.attend import Relevance, StateReader, group_indices, perceptron, required_states
-from layers.calls import Call, HeadContext, ImageResult, Result
-from layers.geometry import GeometricTransform
+from heads.frames import ImageTargetProcessor, coordinates, rasterise, to_original
+from layers.calls import HeadContext, ImageResult, Result
 from layers.head import Head, HeadTarget, LossTerm
-from layers.layout import ItemLayout
 
 SKETCH_SIDE, SKETCH_CHANNELS = 8, 4
 """Cells per side and channels of the map that a drawing's states lay out."""
-
-
-class ImageTargetProcessor:
-    """Maps a target image to the frames in which the head may generate it.
-
-    Args:
-        canvas_size: (width, height) of images generated without a source.
-    """
-
-    def __init__(self, canvas_size: tuple[int, int]) -> None:
-        self.canvas_size = canvas_size
-
-    def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
-        """Process an image.
-
-        Args:
-            value: (3, H, W) uint8.
-            media: Layouts of the conversation's images; an edit's source is the last one.
-
-        Returns:
-            ``canvas`` (3, canvas height, canvas width) in [-1, 1]; and, where the latest image has the target's
-            size, ``edited`` (3, input height, input width) in [-1, 1] and ``window`` (input height, input width),
-            True where the input frame shows the image and not padding.
-
-        Raises:
-            ValueError: If the value is not an RGB image.
-        """
-        image = torch.as_tensor(value)
-        if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-            raise ValueError(f"an image target is (3, H, W) uint8, got {tuple(image.shape)} {image.dtype}")
-        scaled = image.float() / 127.5 - 1
-        size = (image.shape[2], image.shape[1])
-        target = {"canvas": GeometricTransform.resize(size, self.canvas_size).apply_image(scaled)}
-        transform = media[-1].transform if media else None
-        if transform is not None and transform.original_size == size:
-            target["edited"] = transform.apply_image(scaled)
-            target["window"] = transform.apply_mask(torch.ones(image.shape[1:], dtype=torch.bool))
-        return target
 
 
 @dataclass
@@ -93,6 +53,9 @@ class FlowImageHead(Head):
     network sees pixels in patches (space to depth). The states enter as FiLM of every block; a drawing's also lay out
     a coarse sketch, and an edit's mark, by attention over the image's features, what is to be changed.
 
+    Drawings are guided without a classifier (https://arxiv.org/abs/2207.12598, eq. 6, in the expected image): the
+    network learns now and then without the states, and a drawing goes beyond what it expects without them.
+
     Args:
         state_size: Width of the language model's states.
         feature_size: Width of the image encoder's features.
@@ -104,6 +67,9 @@ class FlowImageHead(Head):
         num_draws: Times and noises per drawing in a training step: the network is small beside the model that
             conditions it, and learns from all of them. An edit begins near its source and has one.
         num_steps: Euler steps when decoding (the call's parameter ``num_steps`` overrides it).
+        condition_dropout: Share of a drawing's draws in training that do without the states.
+        guidance: Weight of what a drawing expects with the states against without them: 1 is no guidance, and halves
+            the work (the call's parameter ``guidance`` overrides it).
         source_noise: Standard deviation of the noise on an edit's source.
         change_weight: Extra weight of pixels that an edit changes.
         heat_weight: Weight of the cross-entropy of the relevance with the pixels that an edit changes.
@@ -124,6 +90,8 @@ class FlowImageHead(Head):
         patch_size: int = 2,
         num_draws: int = 1,
         num_steps: int = 8,
+        condition_dropout: float = 0.1,
+        guidance: float = 3.0,
         source_noise: float = 0.1,
         change_weight: float = 4.0,
         heat_weight: float = 0.5,
@@ -135,11 +103,16 @@ class FlowImageHead(Head):
         super().__init__()
         if len(channels) < 2 or any(count % 8 for count in channels):
             raise ValueError(f"channels must be at least two multiples of 8, got {list(channels)}")
+        if not 0 <= condition_dropout < 1:
+            raise ValueError(f"condition_dropout: expected a share from 0 to below 1, got {condition_dropout}")
+        if guidance != 1 and not condition_dropout:
+            raise ValueError(f"guidance {guidance} needs draws without the states, got condition_dropout 0")
         self.num_queries, self.state_size = num_queries, state_size
         self.queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02)
         self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         self.source_tasks = frozenset(source_tasks)
         self.patch_size, self.num_draws, self.num_steps, self.seed = patch_size, num_draws, num_steps, seed
+        self.condition_dropout, self.guidance = condition_dropout, guidance
         self.source_noise, self.change_weight, self.heat_weight = source_noise, change_weight, heat_weight
         self.multiple = patch_size * 2 ** (len(channels) - 1)
         embedding_size = 4 * channels[0]
@@ -151,6 +124,7 @@ class FlowImageHead(Head):
             perceptron(embedding_size, embedding_size, embedding_size),
         )
         self.sketch = nn.Linear(embedding_size, SKETCH_CHANNELS * SKETCH_SIDE**2)
+        self.no_condition = nn.Parameter(torch.zeros(embedding_size))
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
         self.relevance = Relevance(width)
         self.flow = UNet2DModel(
@@ -205,18 +179,18 @@ class FlowImageHead(Head):
         Raises:
             ValueError: If the target of an edit has another size than its source.
         """
+        total = self.zero_touch().float()  # edits leave alone what drawings use, and the reverse
         if not targets:
-            return LossTerm(self.zero_touch(), 0)
-        total = predictions.embedding.new_zeros((), dtype=torch.float32)
+            return LossTerm(total, 0)
         shapes = [(*maps.shape, edits) for maps, edits in zip(predictions.maps, predictions.has_source, strict=True)]
         for group in group_indices(shapes):
-            draws = 1 if predictions.has_source[group[0]] else self.num_draws
+            has_source = predictions.has_source[group[0]]
             conditions = torch.stack([predictions.maps[i] for i in group])
             images, weights = zip(
                 *[self._target(targets[i], predictions.maps[i], predictions.has_source[i]) for i in group], strict=True
             )
             image, weight = torch.stack(images), torch.stack(weights)
-            error = self._error(image, conditions, predictions.embedding[group], draws)
+            error = self._error(image, conditions, predictions.embedding[group], has_source)
             total = total + ((error * weight).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
             for i, one in zip(group, weight, strict=True):
                 logits = predictions.heat[i]
@@ -225,14 +199,19 @@ class FlowImageHead(Head):
                     total = total + self.heat_weight * F.binary_cross_entropy_with_logits(logits, changed)
         return LossTerm(total, len(targets))
 
-    def _error(self, image: Tensor, conditions: Tensor, embedding: Tensor, draws: int) -> Tensor:
+    def _error(self, image: Tensor, conditions: Tensor, embedding: Tensor, has_source: bool) -> Tensor:
         """(n, H, W) squared error of the image expected, mean over channels and over the draws of time and noise.
 
         The times of one image's draws are spread over the flow, one in each of as many parts.
         """
+        draws = 1 if has_source else self.num_draws
         parts = torch.arange(draws, device=image.device).repeat(len(image))
         time = (parts + torch.rand(len(parts), device=image.device)) / draws
         image, conditions, embedding = (item.repeat_interleave(draws, dim=0) for item in (image, conditions, embedding))
+        if self.training and not has_source and self.condition_dropout:
+            dropped = torch.rand(len(image), device=image.device) < self.condition_dropout
+            embedding = torch.where(dropped[:, None], self.no_condition.to(embedding), embedding)
+            conditions = torch.where(dropped[:, None, None, None], self._draw_maps(self.no_condition), conditions)
         blend = time[:, None, None, None]
         sample = (1 - blend) * image + blend * self._start(conditions, torch.randn_like(image))
         error = (self._image(sample, time, conditions, embedding) - image).square().mean(dim=1)
@@ -243,22 +222,24 @@ class FlowImageHead(Head):
         """Sample one image per call: drawings have the canvas's size, edits their source's original size."""
         canvases: dict[int, Tensor] = {}
         steps = [int(context.parameters.get("num_steps", self.num_steps)) for context in contexts]
+        scales = [float(context.parameters.get("guidance", self.guidance)) for context in contexts]
         for group in group_indices([(*maps.shape, count) for maps, count in zip(predictions.maps, steps, strict=True)]):
             conditions = torch.stack([predictions.maps[i] for i in group])
             noise = torch.stack([self._noise(contexts[i], conditions.shape[-2:]) for i in group]).to(conditions.device)
             sample = self._start(conditions, noise)
+            embedding, scale = predictions.embedding[group], sample.new_tensor([scales[i] for i in group])
             scheduler = FlowMatchEulerDiscreteScheduler()
             scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps[group[0]], steps[group[0]]).tolist())
             for timestep in scheduler.timesteps:
                 time = (timestep / scheduler.config.num_train_timesteps).to(sample.device).expand(len(group))
-                expected = self._image(sample, time, conditions, predictions.embedding[group])
+                expected = self._guided(sample, time, conditions, embedding, scale)
                 velocity = (sample - expected) / time[:, None, None, None]
                 sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
             canvases.update(zip(group, sample, strict=True))
         results: list[Result] = []
         for index, context in enumerate(contexts):
             canvas = ((canvases[index].clamp(-1, 1) + 1) * 127.5).round()
-            image = _to_original(canvas, context) if predictions.has_source[index] else canvas
+            image = to_original(canvas, context) if predictions.has_source[index] else canvas
             results.append(ImageResult(context.call, image.round().to(torch.uint8)))
         return results
 
@@ -286,13 +267,13 @@ class FlowImageHead(Head):
         blank = embedding.new_zeros(6, height, width, dtype=torch.float32)
         sketch = self.sketch(embedding).view(1, SKETCH_CHANNELS, SKETCH_SIDE, SKETCH_SIDE)
         sketch = F.interpolate(sketch.float(), (height, width), mode="bilinear", align_corners=False)[0]
-        return torch.cat([blank[:5], _coordinates(blank), blank[:1], sketch])
+        return torch.cat([blank[:5], coordinates(blank), blank[:1], sketch])
 
     def _edit_maps(self, context: HeadContext, heat: Tensor) -> Tensor:
         source = context.image.inputs["pixel_values"].float() / 127.5 - 1
-        region = _rasterise(context.call, source)
+        region = rasterise(context.call, source)
         sketch = source.new_zeros(SKETCH_CHANNELS, *source.shape[-2:])
-        return torch.cat([source, region, torch.ones_like(region), _coordinates(source), heat.sigmoid()[None], sketch])
+        return torch.cat([source, region, torch.ones_like(region), coordinates(source), heat.sigmoid()[None], sketch])
 
     def _target(self, target: HeadTarget, maps: Tensor, has_source: bool) -> tuple[Tensor, Tensor]:
         """The image (3, H, W) to generate and the weight (H, W) of each pixel."""
@@ -322,6 +303,16 @@ class FlowImageHead(Head):
         change = self.flow(patches, time * 1000, class_labels=embedding).sample
         return conditions[:, :3] + F.pixel_shuffle(change, self.patch_size)[..., :height, :width].float()
 
+    def _guided(self, sample: Tensor, time: Tensor, conditions: Tensor, embedding: Tensor, scale: Tensor) -> Tensor:
+        """The expected image of drawings, taken away from what is expected without the states; edits as they are."""
+        expected = self._image(sample, time, conditions, embedding)
+        has_source = bool(conditions[0, 4, 0, 0])
+        if has_source or bool((scale == 1).all()):
+            return expected
+        anything = self._draw_maps(self.no_condition).expand_as(conditions)
+        free = self._image(sample, time, anything, self.no_condition.to(embedding).expand_as(embedding))
+        return free + scale[:, None, None, None] * (expected - free)
+
     def _noise(self, context: HeadContext, size: Sequence[int]) -> Tensor:
         """Noise (3, H, W) that depends on the seed and the call only, whatever else is decoded with it."""
         call = context.call
@@ -329,46 +320,3 @@ class FlowImageHead(Head):
         words = f"{seed}|{call.task}|{call.prompt}|{call.boxes_xyxy}".encode()
         generator = torch.Generator().manual_seed(zlib.crc32(words))
         return torch.randn(3, *size, generator=generator)
-
-
-def _coordinates(like: Tensor) -> Tensor:
-    """(2, H, W) x and y of every pixel from -1 to 1."""
-    height, width = like.shape[-2:]
-    y = torch.linspace(-1, 1, height, device=like.device)
-    x = torch.linspace(-1, 1, width, device=like.device)
-    return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
-
-
-def _rasterise(call: Call, like: Tensor) -> Tensor:
-    """(1, H, W) 1 within the call's regions; all 1 when the call names none."""
-    height, width = like.shape[-2:]
-    if not call.boxes_xyxy:
-        return like.new_ones(1, height, width)
-    region = like.new_zeros(1, height, width)
-    for x1, y1, x2, y2 in call.boxes_xyxy:
-        left, right = int(x1 * width), max(int(x1 * width) + 1, round(x2 * width))
-        top, bottom = int(y1 * height), max(int(y1 * height) + 1, round(y2 * height))
-        region[:, top:bottom, left:right] = 1
-    return region
-
-
-def _to_original(canvas: Tensor, context: HeadContext) -> Tensor:
-    """Map an edited input frame (3, H, W), 0 to 255, to the original raster.
-
-    What a crop removed keeps its original pixels, or is black where the original cannot be read.
-    """
-    image = context.image
-    transform = image.layout.transform
-    assert transform is not None, "an image's layout has a transform"
-    left, top, right, bottom = transform.seen_xyxy
-    window = transform.window_of(canvas)
-    if window.shape[1:] != (bottom - top, right - left):
-        window = F.interpolate(window[None], (bottom - top, right - left), mode="bilinear", antialias=True)[0]
-    if window.shape[1:] == tuple(reversed(transform.original_size)):
-        return window
-    if image.load_original is None:
-        original = canvas.new_zeros(3, transform.original_size[1], transform.original_size[0])
-    else:
-        original = torch.as_tensor(image.load_original()).to(canvas)
-    transform.paste(window, original)
-    return original

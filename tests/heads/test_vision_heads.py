@@ -9,7 +9,8 @@ import torch
 
 from heads.attend import Relevance, StateReader
 from heads.boxes import BoxHead, BoxPredictions, BoxTargetProcessor
-from heads.image import FlowConditions, FlowImageHead, ImageTargetProcessor
+from heads.frames import ImageTargetProcessor
+from heads.image import FlowConditions, FlowImageHead
 from heads.masks import MaskHead, MaskTargetProcessor
 from layers.calls import BoxesResult, Call, HeadContext, ImageResult, MaskResult, MediaFeatures, Region
 from layers.geometry import GeometricTransform
@@ -168,6 +169,41 @@ def test_sampling_ends_in_the_expected_image() -> None:
     result = head.decode(conditions, [drawing])[0]
     assert isinstance(result, ImageResult)
     assert (result.image.float() - (image + 1) * 127.5).abs().max() <= 0.51
+
+
+def test_a_drawing_goes_beyond_what_is_expected_without_its_states() -> None:
+    head = flow(guidance=3.0)
+    with torch.no_grad():
+        head.no_condition.fill_(0.25)
+
+    def image_of_its_states(sample: torch.Tensor, time: torch.Tensor, maps: torch.Tensor, embedding: torch.Tensor):  # type: ignore[no-untyped-def]
+        assert torch.equal(maps[0], head._draw_maps(embedding[0]))  # the sketch is that of the same states
+        return embedding[:, :1, None, None].expand_as(sample)
+
+    head._image = image_of_its_states  # type: ignore[method-assign]
+    embedding = torch.full((2, head.sketch.in_features), 0.5)
+    conditions = FlowConditions(embedding, [head._draw_maps(row) for row in embedding], [None, None])
+    drawings = [HeadContext(Call("draw", "red 3")), HeadContext(Call("draw", "red 3"), parameters={"guidance": 1})]
+    guided, plain = (result.image for result in head.decode(conditions, drawings) if isinstance(result, ImageResult))
+    assert guided.unique().tolist() == [255] and plain.unique().tolist() == [191]  # .25 + 3 * (.5 - .25), and .5
+
+
+def test_drawings_learn_now_and_then_without_their_states() -> None:
+    drawing, targets = [HeadContext(Call("draw", "red 3"))], [{"canvas": torch.rand(3, 8, 8)}]
+    states = torch.randn(2, 8)
+
+    def gradient(head: FlowImageHead) -> torch.Tensor:
+        head.loss(head(states, [2], drawing), targets).total.backward()
+        return torch.as_tensor(head.no_condition.grad).abs().sum()
+
+    torch.manual_seed(0)
+    assert gradient(flow(num_draws=64, condition_dropout=0.5)) > 0
+    assert gradient(flow(num_draws=64, condition_dropout=0.5).eval()) == 0
+    assert gradient(flow(num_draws=64, condition_dropout=0.0, guidance=1.0)) == 0
+    with pytest.raises(ValueError, match="needs draws without the states"):
+        flow(condition_dropout=0.0)
+    with pytest.raises(ValueError, match="share from 0 to below 1, got 1"):
+        flow(condition_dropout=1)
 
 
 def test_noise_depends_on_the_seed_and_the_call_only() -> None:
