@@ -108,14 +108,18 @@ def answered_scene(kind: str, number: int, split: str, seed: int, rng: np.random
     """A scene and a question about it; within a type, the answers come in turn.
 
     Args:
-        kind: One of :data:`QA_KINDS`.
-        number: Number of the question within its type: fixes the answer.
+        kind: One of :data:`QA_KINDS`, or "look_ups".
+        number: Number of the question within its type: fixes the answer, but that of look-ups.
         split: Whose scans and phrasings to use.
         seed: Seed of the scan split.
         rng: Draws everything else.
     """
     while True:
-        scene, turn = _answered(kind, number, split, seed, rng)
+        if kind == "look_ups":  # several answers, none in turn
+            scene = random_scene(split, seed, rng, int(rng.integers(2, 5)))
+            turn = Turns(scene, split, seed, rng).look_ups()
+        else:
+            scene, turn = _answered(kind, number, split, seed, rng)
         if turn is not None:
             return scene, turn
 

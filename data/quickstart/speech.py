@@ -29,7 +29,9 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "test": {"low": ("m4", "norbert", "victor", "travis", "Mario", "marcelo"), "high": ("f3", "linda", "Alicia")},
 }
 SPOKEN_IMAGE_KINDS = ("count", "colour", "digit_of_colour", "leftmost")
-_TRAIN_CLIPS = {"utterance": 0.56, "speakers": 0.28, "fact": 0.16}
+# Of a training clip, and of a training question about a picture, each with its weight.
+_TRAIN_CLIPS = {"utterance": 0.52, "speakers": 0.32, "fact": 0.16}
+_TRAIN_SPOKEN_IMAGE_KINDS = {"count": 0.15, "colour": 0.22, "digit_of_colour": 0.22, "leftmost": 0.15, "look_ups": 0.26}
 
 
 def random_voice(
@@ -157,7 +159,7 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
         asked += [("voices", _registers(draft))] if rng.random() < 0.25 else []
     elif kind == "speakers":
         asked.append(("speakers", _some_speakers(draft, int(rng.integers(1, 3)), rng)))
-        asked += [("voices", _registers(draft))] if rng.random() < 0.6 else []
+        asked += [("voices", _registers(draft))] if rng.random() < 0.8 else []
     else:
         fact_kind = FACT_KINDS[int(rng.integers(len(FACT_KINDS)))]
         asked.append(("spoken_question", _some_fact(draft, fact_kind, int(rng.integers(24)), rng)))
@@ -222,7 +224,7 @@ def spoken_facts(split: str, index: int, seed: int) -> tuple[Record, dict[str, b
 def spoken_images(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
     """A training dialogue about an image: a spoken question, its transcript, and a written question."""
     rng = record_rng(seed, split, "spoken_images", index)
-    kind = SPOKEN_IMAGE_KINDS[int(rng.integers(len(SPOKEN_IMAGE_KINDS)))]
+    kind = str(rng.choice(list(_TRAIN_SPOKEN_IMAGE_KINDS), p=list(_TRAIN_SPOKEN_IMAGE_KINDS.values())))
     draft, turn, turns = _spoken_about_scene("spoken_images", kind, int(rng.integers(60)), split, index, seed, rng)
     assert turn.answer is not None
     draft.ask(ask("spoken_question", split, rng), _text(turn.answer), ["image", "audio"])

@@ -53,7 +53,8 @@ LOOK_UP_KINDS: dict[str, float] = {
 }
 _COLOURS = tuple(COLOURS)
 _SCENE_SHARE = 0.65
-_SPOKEN_SHARE = 0.25
+# Of questions, those written as a voice would say them; fewer where it would put off the jump (docs/LOG.md).
+_SPOKEN_SHARE, _SPOKEN_LOOK_UPS = 0.25, 0.12
 
 
 def texts(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]:
@@ -71,7 +72,7 @@ def look_ups(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes
     """A training dialogue of look-ups and their sums alone, about a scene in words."""
     rng = record_rng(seed, split, "look_ups", index)
     draft = QuickstartDraft("look_ups", split, index)
-    _about_scene(draft, seed, rng, LOOK_UP_KINDS, spoken_share=0.0, fewest=2)
+    _about_scene(draft, seed, rng, LOOK_UP_KINDS, _SPOKEN_LOOK_UPS, fewest=2)
     return draft.finish()
 
 

@@ -19,15 +19,20 @@ def described(text: str) -> list[tuple[int, str]]:
     return [(int(digit), colour) for colour, digit in re.findall(rf"a ({'|'.join(COLOURS)}) (\d)", text)]
 
 
+def with_digits(asked: str) -> str:
+    """The question with "7" for "seven", as a voice would say it."""
+    for digit, word in enumerate(DIGITS["en"]):
+        asked = re.sub(rf"\b{word}\b", str(digit), asked)
+    return asked
+
+
 def check_look_ups(asked: str, said: str, scene: list[tuple[int, str]]) -> None:
     """Every pair of the answer stands in the scene once, and begins with what was asked for, in that order."""
     pairs = [tuple(pair.split()) for pair in said.split(", ")]
     by_digit = pairs[0][0].isdigit()
     known = [(str(digit), colour) if by_digit else (colour, str(digit)) for digit, colour in scene]
     assert all(pair in known and [key for key, _ in known].count(pair[0]) == 1 for pair in pairs)
-    for digit, word in enumerate(DIGITS["en"]):  # a quarter is asked as a voice would
-        asked = re.sub(rf"\b{word}\b", str(digit), asked)
-    words = re.findall(r"\d" if by_digit else "|".join(COLOURS), asked.split(". ")[-1])
+    words = re.findall(r"\d" if by_digit else "|".join(COLOURS), with_digits(asked).split(". ")[-1])
     assert words[-len(pairs) :] == [key for key, _ in pairs]
 
 
@@ -40,7 +45,7 @@ def test_texts_of_look_ups_ask_for_nothing_else():
         scene = described(turns[0][0].content[0].text.split(".")[0])
         for (question, reply), kind in zip(turns, record.meta["question_types"], strict=True):
             kinds[kind] += 1
-            asked, said = question.content[0].text, reply.content[0].text
+            asked, said = with_digits(question.content[0].text), reply.content[0].text
             if kind == "look_ups":
                 check_look_ups(asked, said, scene)
             elif kind == "plus":
