@@ -1,4 +1,4 @@
-"""``python -m eval predict | score | report``."""
+"""``python -m eval predict | score | report | sweep``."""
 
 from __future__ import annotations
 
@@ -72,9 +72,43 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _sweep(options: argparse.Namespace) -> int:
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from eval.sweeps.page import ranking_table, write_page
+    from eval.sweeps.ranking import rank
+    from training.precision import choose_precision
+    from training.sweep import read_sweep, run_sweep
+
+    sweep = read_sweep(options.config)
+    console = Console()
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        bar = progress.add_task("", total=len(sweep.cells()))
+        results = run_sweep(
+            sweep,
+            options.out,
+            options.precision or choose_precision().precision,
+            lambda name, done: progress.update(bar, description=name, advance=int(done)),
+        )
+    ranking = rank(results)
+    console.print(ranking_table(ranking))
+    console.print(f"mean rank correlation between columns: {ranking.agreement():.2f}")
+    write_page(ranking, options.out / "page.html", options.config.stem)
+    console.print(f"written to {options.out / 'results.json'} and {options.out / 'page.html'}")
+    return 0
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="predict | score | report")
+    commands = parser.add_subparsers(required=True, metavar="predict | score | report | sweep")
 
     predict = commands.add_parser("predict", help="ask a checkpoint and log what it says")
     predict.add_argument("--checkpoint", required=True, type=Path, help="checkpoint directory")
@@ -107,6 +141,12 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--data", type=Path, help="data directory, if it is not where the logs say")
     report.add_argument("--checkpoint", type=Path, help="checkpoint, if it is not where the logs say")
     report.set_defaults(run=_report)
+
+    sweep = commands.add_parser("sweep", help="train towers alike on several tasks and rank them")
+    sweep.add_argument("--config", required=True, type=Path, help="the grid, such as configs/sweeps/backbones.yaml")
+    sweep.add_argument("--out", required=True, type=Path, help="results, towers and page; continued if it exists")
+    sweep.add_argument("--precision", choices=("32-true", "bf16-mixed"), help="instead of the measured choice")
+    sweep.set_defaults(run=_sweep)
     return parser
 
 

@@ -1,5 +1,6 @@
 """Every shipped configuration: those on the quickstart's data run two steps, others are built on the meta device."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from training.optimizer import set_trainable
 from training.quickstart import STAGES, TOWERS, phases
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RUN_HERE = {"quickstart", "debug", "regions"}
+RUN_HERE = {"quickstart", "debug", "regions", "sweeps"}
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,26 @@ def test_configs_of_one_file_run_two_steps(run: Path, tmp_path: Path, path: Path
     quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     train_main(["fit", "--config", str(config), *quick])
     assert list(tmp_path.rglob("*.safetensors"))
+
+
+def test_the_sweep_of_backbones(run: Path, tmp_path: Path) -> None:
+    """Every backbone, from scratch and after two steps of pretraining, probed by two steps of one of the tasks."""
+    grid = yaml.safe_load((CONFIGS / "sweeps" / "backbones.yaml").read_text().replace("runs/quickstart", str(run)))
+    assert {task["metric"] for task in grid["tasks"].values()} <= {
+        "digit_accuracy",
+        "colour_accuracy",
+        "box_iou",
+        "count_accuracy",
+    }
+    grid["tasks"] = {"colours": grid["tasks"]["colours"]}
+    del grid["pretraining"]["supervised"], grid["modes"]["fine_tune"]
+    for fit in (*grid["tasks"].values(), *filter(None, grid["pretraining"].values())):
+        fit.update(steps=2, batch_size=8)
+    config, out = tmp_path / "grid.yaml", tmp_path / "out"
+    config.write_text(yaml.safe_dump(grid))
+    assert eval_main(["sweep", "--config", str(config), "--out", str(out), "--precision", "32-true"]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert len(results) == 4 * 2 and "Do the tasks agree?" in (out / "page.html").read_text()
 
 
 def test_every_config_is_covered_by_a_run_or_a_build() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -88,6 +88,11 @@ class DenseSceneObjective(TowerObjective):
         hidden_size: Width of the encoder's features.
         num_digits: Classes of objects.
         colours: Names of the colours.
+        weights: Loss -> weight, of "object", "digit", "colour", "box" and "centre"; what is not named is not learned.
+            By default all are.
+
+    Raises:
+        ValueError: For an unknown loss.
     """
 
     def __init__(
@@ -95,11 +100,16 @@ class DenseSceneObjective(TowerObjective):
         hidden_size: int,
         num_digits: int = 10,
         colours: Sequence[str] = ("red", "green", "blue", "yellow", "purple", "white"),
+        weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         self.hidden_size = hidden_size
         self.target_rule = SceneRule(tuple(colours))
-        self.loss_weights = {"object": 2.0, "box": 0.2, "centre": 0.5}  # the box must not drown what the ink shows
+        # The box must not drown what the ink shows.
+        known = {"object": 2.0, "digit": 1.0, "colour": 1.0, "box": 0.2, "centre": 0.5}
+        if weights is not None and not set(weights) <= set(known):
+            raise ValueError(f"weights: expected some of {sorted(known)}, got {sorted(weights)}")
+        self.loss_weights = known if weights is None else {name: weights.get(name, 0.0) for name in known}
         self.widths = [num_digits + 1, len(colours) + 1, 4, 1]
         self.read = nn.Linear(hidden_size, sum(self.widths))
         with torch.no_grad():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import lightning as L
 import torch
-from safetensors.torch import save_file
-from torch import Tensor
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from layers.encoder import Encoder
 from layers.layout import Layout
@@ -38,9 +38,13 @@ class TowerRecipe(L.LightningModule):
         betas: AdamW's.
         max_grad_norm: Gradients are clipped to this norm.
         seed: A step's randomness is a function of this seed and the step, so that resumed runs equal whole ones.
+        init_from: A ``tower.safetensors`` of the same encoder to begin with.
+        probe: Train the objective alone on the frozen encoder's features, standardised by a batch normalisation
+            without parameters: a linear probe, where the objective is linear.
 
     Raises:
-        ValueError: If the objective takes features of another width than the encoder gives.
+        ValueError: If the objective takes features of another width than the encoder gives, or the file holds another
+            encoder's weights.
     """
 
     def __init__(
@@ -54,6 +58,8 @@ class TowerRecipe(L.LightningModule):
         betas: tuple[float, float] = (0.9, 0.98),
         max_grad_norm: float = 1.0,
         seed: int = 0,
+        init_from: str | None = None,
+        probe: bool = False,
     ) -> None:
         super().__init__()
         if encoder.hidden_size != objective.hidden_size:
@@ -61,11 +67,23 @@ class TowerRecipe(L.LightningModule):
                 f"expected an objective for features of width {encoder.hidden_size}, got {objective.hidden_size}"
             )
         self.encoder, self.objective = encoder, objective
+        if init_from is not None:
+            load_tower(encoder, Path(init_from))
+        self.standardise = nn.BatchNorm1d(encoder.hidden_size, affine=False) if probe else None
+        if probe:
+            encoder.requires_grad_(False)
         self.learning_rate, self.weight_decay, self.warmup_steps = learning_rate, weight_decay, warmup_steps
         self.muon = muon or {}
         self.betas, self.max_grad_norm, self.seed = betas, max_grad_norm, seed
         self._sums: dict[str, tuple[Tensor, int]] = {}
         self._started = 0.0
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the mode; a frozen encoder stays in evaluation."""
+        super().train(mode)
+        if self.standardise is not None:
+            self.encoder.eval()
+        return self
 
     def plan(self) -> TowerPlan:
         """What the data module needs."""
@@ -131,7 +149,7 @@ class TowerRecipe(L.LightningModule):
             save_tower(self.encoder, Path(self.trainer.default_root_dir) / TOWER_FILE)
 
     def _compare(self, batch: TowerBatch) -> Outcome:
-        outcome: Outcome = self.objective(_Encode(self.encoder, batch.layout), batch)
+        outcome: Outcome = self.objective(_Encode(self.encoder, batch.layout, self.standardise), batch)
         return outcome
 
 
@@ -141,10 +159,29 @@ class _Encode:
 
     encoder: Encoder
     layout: Layout
+    standardise: nn.Module | None
 
     def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
         features: Tensor = self.encoder(self.encoder.collate(items), self.layout)
-        return features
+        return features if self.standardise is None else self.standardise(features)
+
+
+def load_tower(encoder: Encoder, path: Path) -> None:
+    """Read what :func:`save_tower` wrote.
+
+    Raises:
+        ValueError: If tensors are missing, unknown or of another shape; nothing is loaded then.
+    """
+    tensors = load_file(path)
+    state = encoder.state_dict(keep_vars=True)
+    missing = sorted(set(state) - set(tensors))
+    wrong = sorted(name for name, value in tensors.items() if name not in state or state[name].shape != value.shape)
+    if missing or wrong:
+        raise ValueError(
+            f"'{path}': expected a {type(encoder).__name__} of this shape, missing {missing[:5]}, "
+            f"unexpected or of another shape {wrong[:5]}"
+        )
+    encoder.load_state_dict(tensors)
 
 
 def save_tower(encoder: Encoder, path: Path) -> None:

@@ -10,14 +10,13 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from data.media import decode_media, encode_flac, encode_graph, encode_mask, encode_png
-from data.records import Media, Message, Part, Record
-from data.shards import ShardWriter
+from data.media import decode_media
 from encoders.graph import GraphProcessor, GraphTransformerEncoder
 from encoders.speech import SpeechEncoder
-from encoders.vision import ImageProcessor, TimmEncoder
+from encoders.vision import ImageProcessor
 from layers.layout import ItemLayout, Layout
 from layers.media import Graph
+from tests.training.media import COLOURS, make_record, scene, tiny_vision, write_shards
 from training.callbacks import LAST_CHECKPOINT, ResumePoint
 from training.objectives import TextGraphObjective, TowerBatch, TowerObjective
 from training.scene_objective import DenseSceneObjective, SceneRule, centre_heat
@@ -25,7 +24,6 @@ from training.speech_objective import SpeechObjective, SpeechRule
 from training.tower_data import TowerData, TowerItem, TowerLoader, TowerPlan
 from training.towers import TOWER_FILE, TowerRecipe
 
-COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 TINY_WHISPER = {
     "d_model": 16,
     "encoder_layers": 1,
@@ -36,35 +34,8 @@ TINY_WHISPER = {
 }
 
 
-def _record(kind: str, key: str, size: tuple[int, ...], extension: str, meta: dict) -> Record:
-    media = Media(kind, f"{kind}.{extension}", size, 16_000 if kind == "audio" else None)
-    message = Message("user", (Part(kind, media=kind),))
-    return Record(key, "test", "made here", "CC0-1.0", "train", (message,), {kind: media}, {}, meta)
-
-
-def _scene(key: str, seed: int) -> tuple[Record, bytes]:
-    """Two rectangles of different colours."""
-    generator = torch.Generator().manual_seed(seed)
-    image, objects = torch.zeros(3, 32, 32, dtype=torch.uint8), []
-    for place in range(2):
-        colour = int(torch.randint(3, (), generator=generator))
-        left, top = 2 + 16 * place, int(torch.randint(2, 16, (), generator=generator))
-        width, height = 5 + 3 * (colour % 2), 12
-        mask = torch.zeros(32, 32, dtype=torch.bool)
-        mask[top : top + height, left : left + width] = True
-        image[colour][mask] = 250
-        box = [float(left), float(top), float(left + width), float(top + height)]
-        objects.append({"digit": colour, "colour": COLOURS[colour], "box_xyxy": box, "mask": encode_mask(mask)})
-    return _record("image", key, (32, 32), "png", {"objects": objects}), encode_png(image)
-
-
-def _tiny_vision() -> TimmEncoder:
-    arguments = {"channels": [16, 16, 16, 16], "stem_width": 8}
-    return TimmEncoder("resnet10t", 32, 4, 16, (1, 2), arguments, norm_groups=2)
-
-
 def test_scene_targets_name_the_visible_object() -> None:
-    record, _ = _scene("a", 3)
+    record, _ = scene("a", 3)
     processor = ImageProcessor((64, 64), (16, 16))  # twice the raster: a cell is 2x2 original pixels
     target = SceneRule(COLOURS)(record, processor.layout((32, 32)))
     assert target is not None
@@ -79,7 +50,7 @@ def test_scene_targets_name_the_visible_object() -> None:
     assert cells[0, 0] == 0 and int((target["heat"] == 1).sum()) == 2
     with pytest.raises(ValueError, match=r"record 'a': expected colours .* got \['"):
         SceneRule(("mauve",))(record, processor.layout((32, 32)))
-    empty = _record("image", "b", (32, 32), "png", {})
+    empty = make_record("image", "b", (32, 32), "png", {})
     assert SceneRule(COLOURS)(empty, processor.layout((32, 32))) is None
 
 
@@ -95,7 +66,7 @@ def _oracle_outcome(objective: TowerObjective, features: torch.Tensor, batch: To
 
 def test_scene_metrics_are_perfect_for_perfect_features() -> None:
     """Features that hold the targets, read by an identity, score one everywhere and lose nearly nothing."""
-    record, _ = _scene("a", 5)
+    record, _ = scene("a", 5)
     layout = ImageProcessor((32, 32), (16, 16)).layout((32, 32))
     target = SceneRule(COLOURS)(record, layout)
     objective = DenseSceneObjective(11 + 7 + 4 + 1)
@@ -119,7 +90,7 @@ def test_scene_metrics_are_perfect_for_perfect_features() -> None:
 
 def test_transcripts_and_greedy_decoding() -> None:
     objective = SpeechObjective(4, alphabet=" ab")
-    record = _record("audio", "a", (3200,), "flac", {"transcript": "Ab ba"})
+    record = make_record("audio", "a", (3200,), "flac", {"transcript": "Ab ba"})
     labels = SpeechRule(" ab")(record, ItemLayout((10,), (3200,)))["labels"]
     assert labels.tolist() == [2, 3, 1, 3, 2]
     frames = torch.tensor([0, 2, 2, 3, 0, 1, 3, 0, 2, 2])
@@ -152,7 +123,7 @@ def test_a_voice_counts_where_any_stretch_has_it() -> None:
     layout = ItemLayout((10,), (3200,))
 
     def target(*voices: str) -> dict[str, torch.Tensor]:
-        return rule(_record("audio", "a", (3200,), "flac", {"transcript": "a", "voices": list(voices)}), layout)
+        return rule(make_record("audio", "a", (3200,), "flac", {"transcript": "a", "voices": list(voices)}), layout)
 
     assert target("f1")["voices"].tolist() == [0, 1] and target("f1", "m2")["voices"].tolist() == [1, 1]
     assert target("f1", "m4")["voices"].tolist() == [] and target()["voices"].tolist() == []
@@ -217,28 +188,10 @@ def test_sampled_neighbours_are_neighbours() -> None:
     assert sorted(neighbours[3].tolist()) == [4, 5]
 
 
-def _write(directory: Path, kind: str, count: int) -> str:
-    torch.manual_seed(0)
-    with ShardWriter(directory, kind) as writer:
-        for index in range(count):
-            key = f"{kind}_{index}"
-            if kind == "image":
-                record, data = _scene(key, index)
-            elif kind == "audio":
-                samples = 3000 + 640 * (index % 4)
-                record = _record("audio", key, (samples,), "flac", {"transcript": "ab"})
-                data = encode_flac(torch.randn(samples) * 0.1)
-            else:
-                graph = Graph((f"node {index}", "other", "sys"), torch.tensor([[0, 2], [1, 0]]))
-                record, data = _record("graph", key, (3,), "json", {}), encode_graph(graph)
-            writer.write(record, {record.files[0]: data})
-    return str(directory)
-
-
 def _recipe(kind: str) -> TowerRecipe:
     torch.manual_seed(1)
     if kind == "image":
-        return TowerRecipe(_tiny_vision(), DenseSceneObjective(16), warmup_steps=2)
+        return TowerRecipe(tiny_vision(), DenseSceneObjective(16), warmup_steps=2)
     if kind == "audio":
         return TowerRecipe(SpeechEncoder({**TINY_WHISPER, "dropout": 0.1}), SpeechObjective(16), warmup_steps=2)
     encoder = GraphTransformerEncoder(16, 1, 2, text_width=64, walk_length=2)
@@ -272,7 +225,7 @@ def _fit(kind: str, shards: str, root: Path, stop_after: int | None = None) -> T
 @pytest.mark.parametrize("kind", ["image", "audio", "graph"])
 def test_resumed_fit_equals_uninterrupted(tmp_path: Path, kind: str) -> None:
     """Interrupted in the middle of an epoch, with masks and dropout; the written tower holds every tensor."""
-    shards = _write(tmp_path / "shards", kind, 13)
+    shards = write_shards(tmp_path / "shards", kind, 13)
     whole = _fit(kind, shards, tmp_path / "whole")
     _fit(kind, shards, tmp_path / "parts", stop_after=4)
     resumed = _fit(kind, shards, tmp_path / "parts")
@@ -297,7 +250,7 @@ def test_loader_covers_each_epoch_once_and_shards_by_rank() -> None:
 
 
 def test_undecodable_media_and_records_are_counted(tmp_path: Path) -> None:
-    _write(tmp_path, "image", 6)
+    write_shards(tmp_path, "image", 6)
     path = next(tmp_path.glob("*.tar"))
     stream = io.BytesIO()
     with tarfile.open(path) as source, tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as target:
@@ -317,7 +270,7 @@ def test_undecodable_media_and_records_are_counted(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["image", "audio", "graph"])
 def test_mixed_precision_gives_nearly_the_same_losses(tmp_path: Path, kind: str) -> None:
-    shards, recipe = _write(tmp_path, kind, 4), _recipe(kind).eval()
+    shards, recipe = write_shards(tmp_path, kind, 4), _recipe(kind).eval()
     data = TowerData(shards, shards, batch_size=4, plan=recipe.plan())
     data.setup("fit")
     batch = next(iter(data.val_dataloader()))
@@ -334,7 +287,7 @@ def test_mixed_precision_gives_nearly_the_same_losses(tmp_path: Path, kind: str)
 
 def test_width_of_the_objective_is_checked() -> None:
     with pytest.raises(ValueError, match="features of width 16, got 8"):
-        TowerRecipe(_tiny_vision(), DenseSceneObjective(8))
+        TowerRecipe(tiny_vision(), DenseSceneObjective(8))
     with pytest.raises(ValueError, match="expected the plan of a TowerRecipe"):
         TowerData("a", "b")
     assert isinstance(_recipe("graph").plan(), TowerPlan)
@@ -346,7 +299,7 @@ def test_scene_objective_learns() -> None:
     processor = recipe.encoder.processor
     rows = []
     for seed in range(3):
-        record, data = _scene(str(seed), seed)
+        record, data = scene(str(seed), seed)
         item, layout = processor(decode_media(record.media["image"], data))
         rows.append((item, layout, recipe.objective.target_rule(record, layout), str(seed)))
     items, layouts, targets, keys = map(list, zip(*rows, strict=True))
