@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from layers.encoder import Encoder
-from layers.layout import Layout
 from training.muon import muon_adamw
-from training.objectives import Outcome, TowerBatch, TowerObjective
+from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
 from training.optimizer import parameter_groups, warmup_cosine
 from training.tower_data import TowerPlan
 
@@ -131,20 +129,8 @@ class TowerRecipe(L.LightningModule):
             save_tower(self.encoder, Path(self.trainer.default_root_dir) / TOWER_FILE)
 
     def _compare(self, batch: TowerBatch) -> Outcome:
-        outcome: Outcome = self.objective(_Encode(self.encoder, batch.layout), batch)
+        outcome: Outcome = self.objective(Encode(self.encoder, batch.layout), batch)
         return outcome
-
-
-@dataclass
-class _Encode:
-    """See :class:`training.objectives.Encode`."""
-
-    encoder: Encoder
-    layout: Layout
-
-    def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
-        features: Tensor = self.encoder(self.encoder.collate(items), self.layout)
-        return features
 
 
 def save_tower(encoder: Encoder, path: Path) -> None:
