@@ -96,7 +96,7 @@ def run_arms(arms: Sequence[Arm], rounds: int, console: Console, timeout: float 
         for arm in arms:
             console.print(f"round {number + 1}/{rounds}: {arm.name}", end="\r")
             command = [arm.python, str(ROOT / "benchmarks" / arm.script), *arm.arguments]
-            watch = _Watch()
+            watch = Watch()
             result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
             if result.returncode:
                 raise RuntimeError(f"arm '{arm.name}' failed with status {result.returncode}:\n{result.stderr[-2000:]}")
@@ -151,11 +151,11 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
     return made
 
 
-class _Watch:
-    """How much of the processors others take: what the machine was busy, less what our children used."""
+class Watch:
+    """How much of the processors others take: what the machine was busy, less what we and our children used."""
 
     def __init__(self) -> None:
-        self.started, self.busy, self.own = time.perf_counter(), _busy(), _children()
+        self.started, self.busy, self.own = time.perf_counter(), _busy(), _ours()
 
     def foreign(self) -> float:
         """Their share since the start; 0 where the system does not tell."""
@@ -163,7 +163,7 @@ class _Watch:
         busy = _busy()
         if busy is None or self.busy is None:
             return 0.0
-        others = (busy - self.busy) - (_children() - self.own)
+        others = (busy - self.busy) - (_ours() - self.own)
         return max(0.0, others / (elapsed * (os.cpu_count() or 1)))
 
 
@@ -176,6 +176,5 @@ def _busy() -> float | None:
     return (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
 
 
-def _children() -> float:
-    times = os.times()
-    return times.children_user + times.children_system
+def _ours() -> float:
+    return sum(os.times()[:4])

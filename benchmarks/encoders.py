@@ -8,10 +8,10 @@ model of random weights, stored as a checkpoint of ours and as transformers does
 from __future__ import annotations
 
 import shutil
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from benchmarks.arms import Arm, parser, run_arms, show, write_result
+from benchmarks.arms import Arm, Outcome, Round, Watch, parser, run_arms, show, write_result
 from encoders.speech import SpeechEncoder
 from encoders.vision import TimmTower, TransformersEncoder, VisionTower
 from layers.layout import Layout
@@ -38,21 +38,37 @@ WIDTHS = {"small": 64, ".": 1024}  # of the language models: one to warm up with
 
 @dataclass
 class Pair:
-    """One tower's two arms, each a function without arguments that encodes the same batch."""
+    """One tower's two arms, each a function without arguments that encodes the same batch.
+
+    Args:
+        name: The tower.
+        ours: To (ΣN, d).
+        library: To whatever the library gives.
+        rows: Its result as (ΣN, d).
+    """
 
     name: str
     ours: Callable[[], Tensor]
     library: Callable[[], Tensor]
+    rows: Callable[[Tensor], Tensor]
 
 
-def vision(name: str, tower: VisionTower, library: Callable[[Tensor], Tensor], batch: int) -> Pair:
+def vision(
+    name: str,
+    tower: VisionTower,
+    library: Callable[[Tensor], Tensor],
+    batch: int,
+    rows: Callable[[Tensor], Tensor] = lambda maps: maps.permute(0, 2, 3, 1).flatten(0, 2),
+) -> Pair:
     """A vision tower on random images of its own size."""
     tower.eval()
-    width, height = tower.processor.layout((64, 64)).transform.input_size  # type: ignore[union-attr]
+    transform = tower.processor.layout((64, 64)).transform
+    assert transform is not None
+    width, height = transform.input_size
     raster = torch.randint(0, 256, (3, height, width), dtype=torch.uint8)
     items, layouts = zip(*[tower.processor(raster) for _ in range(batch)], strict=True)
     inputs, layout = tower.collate(items), Layout(list(layouts))
-    return Pair(name, lambda: tower(inputs, layout), lambda: library(tower.normalise(inputs["pixel_values"])))
+    return Pair(name, lambda: tower(inputs, layout), lambda: library(tower.normalise(inputs["pixel_values"])), rows)
 
 
 def speech(batch: int) -> Pair:
@@ -62,7 +78,13 @@ def speech(batch: int) -> Pair:
     items, layouts = zip(*[encoder.processor(clip) for clip in clips], strict=True)
     inputs, layout = encoder.collate(items), Layout(list(layouts))
     library: Any = encoder.whisper.encoder
-    return Pair("whisper", lambda: encoder(inputs, layout), lambda: library(inputs["input_features"]).last_hidden_state)
+    mels = inputs["input_features"]
+    return Pair(
+        "whisper",
+        lambda: encoder(inputs, layout),
+        lambda: library(mels).last_hidden_state,
+        lambda out: out.flatten(0, 1),
+    )
 
 
 def pairs(batch: int) -> list[Pair]:
@@ -72,11 +94,16 @@ def pairs(batch: int) -> list[Pair]:
     vit, convnext = TimmTower("vit_small_patch16_224"), TimmTower("convnext_tiny", layers=(-1,))
     own: Any = clip.tower
     return [
-        vision("clip (transformers)", clip, lambda pixels: own(pixel_values=pixels).last_hidden_state, batch),
+        vision("clip (transformers)", clip, lambda pixels: own(pixel_values=pixels).last_hidden_state, batch, _patches),
         vision("vit (timm)", vit, lambda pixels: _intermediates(vit.tower, pixels), batch),
         vision("convnext (timm)", convnext, lambda pixels: _intermediates(convnext.tower, pixels), batch),
         speech(max(1, batch // 4)),
     ]
+
+
+def _patches(states: Tensor) -> Tensor:
+    """Without the class token."""
+    return states[:, 1:].flatten(0, 1)
 
 
 def _intermediates(tower: Any, pixels: Tensor) -> Tensor:
@@ -85,22 +112,35 @@ def _intermediates(tower: Any, pixels: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def encoding_costs(rounds: int, batch: int, console: Console) -> dict[str, float]:
-    """Seconds of ours over seconds of the library's, medians of rounds in turn; a table besides."""
-    table, costs = Table("tower", "ours, ms", "library, ms", "ratio"), {}
+def measure_encoding(rounds: int, batch: int) -> Outcome:
+    """Every tower by us and by its library, in turn: rounds of the arms "TOWER/ours" and "TOWER/library".
+
+    Raises:
+        AssertionError: If the two give other features.
+    """
+    outcome = Outcome()
+    versions = {name: version(name) for name in ("torch", "timm", "transformers")}
     for pair in pairs(batch):
         arms: dict[str, Callable[[], Tensor]] = {"ours": pair.ours, "library": pair.library}
-        times: dict[str, list[float]] = {name: [] for name in arms}
         for number in range(rounds + 1):
             order = list(arms.items())
             for name, run in order if number % 2 else reversed(order):
-                started = time.perf_counter()
+                watch = Watch()
                 run()
                 if number:  # the first warms up
-                    times[name].append(time.perf_counter() - started)
-        ours, library = (statistics.median(times[name]) for name in arms)
-        costs[pair.name] = ours / library
-        table.add_row(pair.name, f"{1e3 * ours:,.1f}", f"{1e3 * library:,.1f}", f"{ours / library:.3f}")
+                    values = {"seconds": time.perf_counter() - watch.started, "versions": versions}
+                    outcome.rounds.append(Round(f"{pair.name}/{name}", number - 1, values, watch.foreign()))
+        torch.testing.assert_close(pair.ours(), pair.rows(pair.library()), atol=1e-4, rtol=1e-4)
+    return outcome
+
+
+def encoding_costs(outcome: Outcome, console: Console) -> dict[str, float]:
+    """Tower -> seconds of ours over the library's, medians; a table besides."""
+    table, costs = Table("tower", "ours, ms", "library, ms", "ratio"), {}
+    for tower in dict.fromkeys(arm.rpartition("/")[0] for arm in outcome.arms()):
+        ours, library = (outcome.median(f"{tower}/{name}", "seconds") for name in ("ours", "library"))
+        costs[tower] = ours / library
+        table.add_row(tower, f"{1e3 * ours:,.1f}", f"{1e3 * library:,.1f}", f"{ours / library:.3f}")
     console.print(table)
     return costs
 
@@ -148,16 +188,21 @@ def main() -> int:
     made.add_argument("--folder", type=Path, default=Path("runs/benchmarks/checkpoints"), help="(%(default)s)")
     args = made.parse_args()
     console = Console()
-    costs = encoding_costs(args.rounds, args.batch, console)
+    encoding = measure_encoding(args.rounds, args.batch)
+    costs = encoding_costs(encoding, console)
     with console.status("writing the models"):
         size = write_models(args.folder, args.layers)
     names = ("transformers", "ours", "ours-verified", "sha256")
     arms = [Arm(name, "checkpoints/reader.py", ("--folder", str(args.folder), "--way", name)) for name in names]
     outcome = run_arms(arms, args.rounds, console)
     show(outcome, ["seconds"], console)
+    totals = [item.values["total"] for item in outcome.rounds if item.arm != "sha256"]
+    if max(totals) - min(totals) > 1e-6 * abs(max(totals)):
+        raise RuntimeError(f"expected the same weights by every way of loading, got the sums {totals}")
     seconds = {name: outcome.median(name, "seconds") for name in names}
     peaks = {name: outcome.median(name, "peak_bytes") / size for name in names}
     fractions = {
+        **{f"encoding_cost/{tower}": cost for tower, cost in costs.items()},
         "encoding_cost": max(costs.values()),
         "peak_over_size": peaks["ours"],
         "peak_over_size_transformers": peaks["transformers"],
@@ -166,6 +211,7 @@ def main() -> int:
     ratios = {"load/transformers": seconds["transformers"] / seconds["ours"]}
     for name, value in {**ratios, **fractions}.items():
         console.print(f"{name}: {value:.3f}")
+    outcome.rounds = [*encoding.rounds, *outcome.rounds]
     write_result("encoders", outcome, ratios, fractions, args.json)
     shutil.rmtree(args.folder)
     return 0

@@ -49,7 +49,7 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
     latest: dict[str, Media] = {}
     for part in _parts(sample.record):
         if part.media:
-            latest[part.type] = sample.record.media[part.media]
+            latest["image" if part.type == "video" else part.type] = sample.record.media[part.media]  # its last frame
         elif part.type == "call":
             found += _problems_of_call(part, sample.record, targets, latest, tasks)
     return found
@@ -98,7 +98,7 @@ def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> st
         assert isinstance(value, Tensor)
         if image is None:
             return "expected an image before the mask, got none"
-        if tuple(reversed(value.shape)) != image.size:
+        if tuple(reversed(value.shape)) != image.size[:2]:
             return f"expected a mask of {image.size[0]}x{image.size[1]}, got {value.shape[1]}x{value.shape[0]}"
     return None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import soundfile
@@ -83,14 +84,14 @@ class Draft:
 
         Args:
             data: Its bytes.
-            file: The file that they come from; its ending is kept.
+            file: The file that they come from; its ending is kept, and "mp4" stands for none.
             name: Of the medium.
 
         Raises:
             MediaError: If it does not decode.
         """
         size = measure(file, data)
-        self._add("video", name, file.rpartition(".")[2].lower(), data, size)
+        self._add("video", name, Path(file).suffix[1:].lower() or "mp4", data, size)
         return size
 
     def add_graph(self, graph: Graph, name: str = "graph") -> None:

@@ -39,7 +39,7 @@ class Media:
     Args:
         type: "image", "video", "audio" or "graph".
         file: Its member name without the key: ``NAME.EXT``.
-        size: (width, height) in pixels, (samples,) at ``sample_rate``, or (nodes,).
+        size: (width, height) in pixels, (width, height, frames), (samples,) at ``sample_rate``, or (nodes,).
         sample_rate: Hertz, for audio.
     """
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data.chat import chat_text
-from data.media import RawMedia, Video, frame_places, resample, resampled_length
+from data.media import RawMedia, Video, resample, resampled_length
 from data.records import Media, Message, Part, Record
 from layers.calls import Call, Grounding, NodeRef, Region, ResultRef, TimeSpan
 from layers.encoder import Processor
@@ -155,7 +155,9 @@ def rendered_size(record: Record, plan: BatchPlan) -> RenderedSize:
     try:
         shown = {part.media for message in record.messages for part in message.content if part.media}
         declared = {name: item for name, item in record.media.items() if name in shown}
-        counts = _counted((_taken_by(item.type), _declared_uses(item, plan)) for item in declared.values())
+        counts: Counter[str] = Counter()
+        for item in declared.values():
+            counts[_taken_by(item.type)] += _declared_uses(item, plan)
         layouts = {name: _declared_layouts(item, plan, counts) for name, item in declared.items()}
         written = _Writer(record.key, plan, layouts).write(record.messages, {}, False)
     except ValueError as error:
@@ -173,19 +175,18 @@ def _render(
     generation_prompt: bool,
 ) -> Rendered:
     names = [part.media for message in messages for part in message.content if part.media]
-    inputs: dict[str, list[dict[str, Tensor]]] = {}
-    layouts: dict[str, Layouts] = {}
     missing = [name for name in names if name not in raw_media]
     if missing:
         raise ValueError(f"media '{missing[0]}': expected one of {sorted(raw_media)}")
     shown = {name: _shown(raw_media[name], plan) for name in dict.fromkeys(names)}
-    counts = _counted((_taken_by(kind), len(raws)) for kind, raws, _ in shown.values())
-    for name, (kind, raws, seconds) in shown.items():
-        processor = _processor(plan, _taken_by(kind), counts)
-        made = [_process(name, raw, processor) for raw in raws]
-        inputs[name] = [own for own, _ in made]
-        timed = zip(made, seconds, strict=True)
-        layouts[name] = kind, [layout if time is None else replace(layout, seconds=time) for (_, layout), time in timed]
+    counts: Counter[str] = Counter()
+    for kind, stills in shown.values():
+        counts[_taken_by(kind)] += len(stills)
+    inputs: dict[str, list[dict[str, Tensor]]] = {}
+    layouts: dict[str, Layouts] = {}
+    for name, (kind, stills) in shown.items():
+        made = [_process(name, *still, _processor(plan, _taken_by(kind), counts)) for still in stills]
+        inputs[name], layouts[name] = [own for own, _ in made], (kind, [layout for _, layout in made])
     rendered = _Writer(key, plan, layouts).write(messages, targets, generation_prompt)
     for item in rendered.media:
         item.inputs = inputs[item.name][item.frame]
@@ -235,11 +236,14 @@ class _Writer:
         if declared != part.type:
             raise ValueError(f"media '{part.media}': expected {part.type}, got {declared}")
         kind = _taken_by(declared)
+        before, after = self.plan.media_marks.get(kind, ("", ""))
+        self._append(self.text.encode(before), learned=False)
         for frame, layout in enumerate(layouts):
             start, count = len(self.out.input_ids), self.plan.token_rules[kind].num_tokens(layout)
             self._append([self.plan.vocabulary.media_ids[kind]] * count, learned=False)
             places = list(range(start, start + count))
             self.out.media.append(RenderedMedia(kind, part.media, {}, layout, places, frame))
+        self._append(self.text.encode(after), learned=False)
 
     def _call(self, part: Part, targets: Mapping[str, Any]) -> None:
         if part.task not in self.plan.tasks:
@@ -344,19 +348,17 @@ def _taken_by(kind: str) -> str:
     return "image" if kind == "video" else kind
 
 
-def _shown(raw: RawMedia, plan: BatchPlan) -> tuple[str, Sequence[Still], Sequence[float | None]]:
-    """A medium's kind, what of it is shown, and when."""
+def _shown(raw: RawMedia, plan: BatchPlan) -> tuple[str, list[tuple[Still, float | None]]]:
+    """A medium's kind, and what of it is shown, with the seconds at which a frame stands."""
     if isinstance(raw, Video):
-        return "video", *raw.sample(plan.max_frames)
+        return "video", list(zip(*raw.sample(plan.max_frames), strict=True))
     kind = "audio" if isinstance(raw, Audio) else "graph" if isinstance(raw, Graph) else "image"
-    return kind, [raw], [None]
+    return kind, [(raw, None)]
 
 
-def _counted(uses: Iterable[tuple[str, int]]) -> Counter[str]:
-    return Counter(kind for kind, number in uses for _ in range(number))
-
-
-def _process(name: str, raw: Still, processor: Processor) -> tuple[dict[str, Tensor], ItemLayout]:
+def _process(
+    name: str, raw: Still, seconds: float | None, processor: Processor
+) -> tuple[dict[str, Tensor], ItemLayout]:
     if isinstance(raw, Audio):
         raw = resample(raw, _sample_rate(processor))
         size: tuple[int, ...] = (raw.waveform.shape[0],)
@@ -372,11 +374,11 @@ def _process(name: str, raw: Still, processor: Processor) -> tuple[dict[str, Ten
         raise ValueError(f"media '{name}': {error}") from error
     predicted = processor.layout(size)
     assert layout == predicted, f"media '{name}': the processor predicts {predicted} and gives {layout}"
-    return inputs, layout
+    return inputs, layout if seconds is None else replace(layout, seconds=seconds)
 
 
 def _declared_uses(media: Media, plan: BatchPlan) -> int:
-    return len(frame_places(media.size[2], plan.max_frames)) if media.type == "video" else 1
+    return min(media.size[2], plan.max_frames) if media.type == "video" else 1
 
 
 def _declared_layouts(media: Media, plan: BatchPlan, counts: Mapping[str, int]) -> Layouts:

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
+from data.media import Video
 from demos.render import draw_boxes, overlay_mask, to_pil
 from inference.conversation import Conversation, HeadError, Reply
 from inference.files import read_audio, read_graph, read_image, read_video
@@ -46,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     result = argparse.ArgumentParser(
         prog="python -m demos.ask",
-        description="Ask a trained model about images, audio and graphs, and save what its heads answer.",
+        description="Ask a trained model about images, videos, audio and graphs, and save what its heads answer.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -98,38 +99,40 @@ def main(arguments: Sequence[str] | None = None) -> int:
             seed=options.seed,
         )
         (reply,) = session.generate([conversation])
-        files = write_results(conversation, reply, Path(options.out))
-    except (ValueError, OSError) as error:
+        files = write_results(conversation, reply, Path(options.out), session.plan.max_frames)
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         print(f"ask: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     show(reply, files, Console())
     return 0
 
 
-def write_results(conversation: Conversation, reply: Reply, directory: Path) -> dict[int, list[Path]]:
+def write_results(conversation: Conversation, reply: Reply, directory: Path, max_frames: int) -> dict[int, list[Path]]:
     """Write each result as files, and the whole reply as ``reply.json``.
 
-    Boxes are drawn on the latest image; a mask becomes a PNG of the original raster and an overlay.
+    Boxes are drawn on the latest image, which may be a video's last shown frame; a mask becomes a PNG of the original
+    raster and an overlay.
 
     Args:
         conversation: What was asked.
         reply: What was answered.
         directory: Made if it is missing; files of the same names are replaced.
+        max_frames: Frames that stand for a video.
 
     Returns:
         Call index -> the files written for it.
     """
     directory.mkdir(parents=True, exist_ok=True)
-    images = [item for item in conversation.media.values() if isinstance(item, Tensor)]
+    seen = _last_seen(conversation, max_frames)
     files: dict[int, list[Path]] = {}
     for index, result in enumerate(reply.results):
         drawings: dict[str, Any] = {}
-        if isinstance(result, BoxesResult) and images:
+        if isinstance(result, BoxesResult) and seen is not None:
             labels = [f"{result.call.prompt} {score:.2f}" for score in result.scores]
-            drawings["boxes"] = draw_boxes(images[-1], result.boxes_xyxy, labels)
-        elif isinstance(result, MaskResult) and images:
+            drawings["boxes"] = draw_boxes(seen, result.boxes_xyxy, labels)
+        elif isinstance(result, MaskResult) and seen is not None:
             drawings["mask"] = to_pil(result.mask)
-            drawings["overlay"] = overlay_mask(images[-1], result.mask)
+            drawings["overlay"] = overlay_mask(seen, result.mask)
         elif isinstance(result, ImageResult):
             drawings["image"] = to_pil(result.image)
         for name, drawing in drawings.items():
@@ -139,6 +142,15 @@ def write_results(conversation: Conversation, reply: Reply, directory: Path) -> 
     text = json.dumps(reply_as_json(reply, files), ensure_ascii=False, indent=1)
     (directory / "reply.json").write_text(text + "\n", encoding="utf-8")
     return files
+
+
+def _last_seen(conversation: Conversation, max_frames: int) -> Tensor | None:
+    """The raster (3, H, W) that boxes and masks refer to, or None without one."""
+    shown = [conversation.media[part.media] for turn in conversation.messages for part in turn.content if part.media]
+    visual = [item for item in shown if isinstance(item, Tensor | Video)]
+    if not visual:
+        return None
+    return visual[-1] if isinstance(visual[-1], Tensor) else visual[-1].sample(max_frames)[0][-1]
 
 
 def reply_as_json(reply: Reply, files: dict[int, list[Path]]) -> dict[str, Any]:

@@ -179,9 +179,9 @@ class FlowImageHead(Head):
         Raises:
             ValueError: If the target of an edit has another size than its source.
         """
-        total = self.zero_touch().float()  # edits leave alone what drawings use, and the reverse
         if not targets:
-            return LossTerm(total, 0)
+            return LossTerm(self.zero_touch(), 0)
+        total = predictions.embedding.new_zeros((), dtype=torch.float32)
         shapes = [(*maps.shape, edits) for maps, edits in zip(predictions.maps, predictions.has_source, strict=True)]
         for group in group_indices(shapes):
             has_source = predictions.has_source[group[0]]
@@ -223,16 +223,22 @@ class FlowImageHead(Head):
         canvases: dict[int, Tensor] = {}
         steps = [int(context.parameters.get("num_steps", self.num_steps)) for context in contexts]
         scales = [float(context.parameters.get("guidance", self.guidance)) for context in contexts]
-        for group in group_indices([(*maps.shape, count) for maps, count in zip(predictions.maps, steps, strict=True)]):
+        kinds = zip(predictions.maps, predictions.has_source, steps, strict=True)
+        for group in group_indices([(*maps.shape, edits, count) for maps, edits, count in kinds]):
             conditions = torch.stack([predictions.maps[i] for i in group])
             noise = torch.stack([self._noise(contexts[i], conditions.shape[-2:]) for i in group]).to(conditions.device)
             sample = self._start(conditions, noise)
             embedding, scale = predictions.embedding[group], sample.new_tensor([scales[i] for i in group])
+            guided = not predictions.has_source[group[0]] and any(scales[i] != 1 for i in group)
+            anything = self._draw_maps(self.no_condition).expand_as(conditions) if guided else conditions
             scheduler = FlowMatchEulerDiscreteScheduler()
             scheduler.set_timesteps(sigmas=torch.linspace(1, 1 / steps[group[0]], steps[group[0]]).tolist())
             for timestep in scheduler.timesteps:
                 time = (timestep / scheduler.config.num_train_timesteps).to(sample.device).expand(len(group))
-                expected = self._guided(sample, time, conditions, embedding, scale)
+                expected = self._image(sample, time, conditions, embedding)
+                if guided:
+                    free = self._image(sample, time, anything, self.no_condition.to(embedding).expand_as(embedding))
+                    expected = free + scale[:, None, None, None] * (expected - free)
                 velocity = (sample - expected) / time[:, None, None, None]
                 sample = scheduler.step(velocity, timestep, sample, return_dict=False)[0]
             canvases.update(zip(group, sample, strict=True))
@@ -302,16 +308,6 @@ class FlowImageHead(Head):
         patches = F.pixel_unshuffle(stacked.to(embedding.dtype), self.patch_size)
         change = self.flow(patches, time * 1000, class_labels=embedding).sample
         return conditions[:, :3] + F.pixel_shuffle(change, self.patch_size)[..., :height, :width].float()
-
-    def _guided(self, sample: Tensor, time: Tensor, conditions: Tensor, embedding: Tensor, scale: Tensor) -> Tensor:
-        """The expected image of drawings, taken away from what is expected without the states; edits as they are."""
-        expected = self._image(sample, time, conditions, embedding)
-        has_source = bool(conditions[0, 4, 0, 0])
-        if has_source or bool((scale == 1).all()):
-            return expected
-        anything = self._draw_maps(self.no_condition).expand_as(conditions)
-        free = self._image(sample, time, anything, self.no_condition.to(embedding).expand_as(embedding))
-        return free + scale[:, None, None, None] * (expected - free)
 
     def _noise(self, context: HeadContext, size: Sequence[int]) -> Tensor:
         """Noise (3, H, W) that depends on the seed and the call only, whatever else is decoded with it."""

@@ -23,7 +23,7 @@ class Conversation:
     Args:
         messages: The turns; an answer is generated after the last one.
         media: Name -> decoded media: an image (3, H, W) uint8, :class:`layers.media.Audio`,
-            :class:`layers.media.Graph` or :class:`data.video.Video`.
+            :class:`layers.media.Graph` or :class:`data.media.Video`.
     """
 
     messages: Sequence[Message]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from os import PathLike
 
 import torch
@@ -19,7 +20,7 @@ from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decod
 from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
 from layers.head import Head
-from models.generalist import EncodedMedia, Generalist
+from models.generalist import EncodedMedia, Generalist, seen_by_heads
 from models.prompt_gate import Gates
 from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import CallParser, Parsed
@@ -188,10 +189,10 @@ class Session:
         following = {kind: iter(values) for kind, values in items.items()}
         media: list[list[MediaFeatures]] = []
         for prompt, conversation in zip(rendered, conversations, strict=True):
-            own = []
+            own, originals = [], _Originals(conversation.media, self.plan.max_frames)
             for used in prompt.media:
                 features = next(following[used.kind])
-                features.load_original = _loader(conversation.media[used.name], used.frame, self.plan.max_frames)
+                features.load_original = partial(originals, used.name, used.frame)
                 own.append(features)
             media.append(own)
         return prompts, media
@@ -249,11 +250,23 @@ class Session:
 def _features_of(kind: str, batch: MediaBatch, encoded: EncodedMedia) -> Iterator[MediaFeatures]:
     features = encoded.layout.split(encoded.features)
     for index, (layout, own) in enumerate(zip(encoded.layout.items, features, strict=True)):
-        yield MediaFeatures(kind, own, layout, batch.items[index])
+        yield seen_by_heads(kind, layout, batch.items[index], own)
 
 
-def _loader(raw: RawMedia, frame: int, max_frames: int) -> Callable[[], RawMedia]:
-    return lambda: raw.sample(max_frames)[0][frame] if isinstance(raw, Video) else raw
+class _Originals:
+    """A conversation's media as they were before the processor; a video is decoded once for all its frames."""
+
+    def __init__(self, media: Mapping[str, RawMedia], max_frames: int) -> None:
+        self._media, self._max_frames = media, max_frames
+        self._frames: dict[str, list[Tensor]] = {}
+
+    def __call__(self, name: str, frame: int) -> RawMedia:
+        raw = self._media[name]
+        if not isinstance(raw, Video):
+            return raw
+        if name not in self._frames:
+            self._frames[name] = raw.sample(self._max_frames)[0]
+        return self._frames[name][frame]
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from models.lora_experts import ExpertLinear
 from models.prompt_gate import GateNetwork
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -58,13 +59,15 @@ def merge_adapters(model: nn.Module) -> int:
     """Fold every low-rank update into the layer that it updates; returns how many there were.
 
     Raises:
-        ValueError: If a gate weighs the updates by the instruction: no one matrix does what they do.
+        ValueError: If a gate or a router weighs the updates: no one matrix does what they do.
     """
     from peft.tuners.lora import LoraLayer
 
     if any(isinstance(module, GateNetwork) for module in model.modules()):
         raise ValueError("expected updates that are always the same, got a prompt gate, which cannot be merged")
 
+    if any(isinstance(module, ExpertLinear) for module in model.modules()):
+        raise ValueError("expected updates that are always the same, got experts with a router, which cannot be merged")
     found = [(name, module) for name, module in model.named_modules() if isinstance(module, LoraLayer)]
     for name, module in found:
         layer: Any = module

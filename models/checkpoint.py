@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -65,14 +65,14 @@ def save_checkpoint(
     (partial / TASKS).write_text(yaml.safe_dump(generalist.tasks.to_dict(), sort_keys=False))
     stored = {name: value for name, value in config.items() if name not in ("tasks", "tokenizer")}
     (partial / CONFIG).write_text(yaml.safe_dump(stored, sort_keys=False))
-    tensors, aliases = _unique_tensors(generalist)
+    whole, aliases = _unique_tensors(generalist)
     bases = declared_bases(generalist)
-    if bases:
-        tensors = _without_base(tensors, build_generalist(config).state_dict(), tuple(bases))
+    tensors = _without_base(whole, build_generalist(config).state_dict(), tuple(bases)) if bases else whole
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
     manifest = {
         "format": FORMAT_VERSION,
         "bases": {prefix: _describe_base(path) for prefix, path in bases.items()},
+        "from_bases": sorted(set(whole) - set(tensors)),
         "tensors": {n: {"shape": list(t.shape), "dtype": str(t.dtype)} for n, t in tensors.items()},
         "aliases": aliases,
         "files": {name: file_sha256(partial / name) for name in _relative_files(partial)},
@@ -106,7 +106,8 @@ def load_checkpoint(
         directory: The checkpoint.
         device: Where to put the model.
         extra_classes: Class paths of the caller's own parts that the checkpoint may name.
-        verify: Whether to read every file once before, and compare its sha256 with the manifest's.
+        verify: Whether to read every file once before, and compare its sha256 with the manifest's. Without it a
+            changed file or base goes unnoticed.
 
     Raises:
         CheckpointError: If a file is missing or changed, a tensor is missing, unexpected or of another shape, or a
@@ -121,13 +122,14 @@ def load_checkpoint(
     # Parts that load a base for themselves need parameters to load it into.
     with nullcontext() if manifest["bases"] else parameters_on_meta():
         generalist = build_generalist(config, extra_classes)
-    _check_bases(generalist, manifest["bases"], verify)
+    if verify:
+        _check_bases(generalist, manifest["bases"])
     try:
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise CheckpointError(f"'{directory / WEIGHTS}': the weights cannot be read: {error}") from None
-    load_tensors(generalist, tensors, manifest["aliases"], tuple(manifest["bases"]), str(directory))
+    load_tensors(generalist, tensors, manifest["aliases"], manifest.get("from_bases", []), str(directory))
     return generalist.to(device).eval()
 
 
@@ -135,20 +137,31 @@ def load_tensors(
     module: nn.Module,
     tensors: Mapping[str, Tensor],
     aliases: Mapping[str, str],
-    base_prefixes: tuple[str, ...],
+    kept: Collection[str],
     origin: str,
 ) -> None:
     """Have a module use tensors as its own, exactly the declared ones.
+
+    Args:
+        module: The module.
+        tensors: Name -> tensor.
+        aliases: Name -> the name whose tensor it shares.
+        kept: Names that stay as they were built, from a base.
+        origin: What the tensors come from, for messages.
 
     Raises:
         CheckpointError: Naming the tensors that are missing, unexpected or of another shape.
     """
     state = module.state_dict()
-    missing = [n for n in state if n not in tensors and n not in aliases and not n.startswith(base_prefixes or ("\0",))]
+    kept = frozenset(kept)
+    missing = [name for name in state if name not in tensors and name not in aliases and name not in kept]
     unexpected = [name for name in tensors if name not in state]
     if missing or unexpected:
         found = f"missing {_abridged(missing)}, unexpected {_abridged(unexpected)}"
         raise CheckpointError(f"{origin} is a checkpoint of another model: {found}")
+    for alias, name in aliases.items():
+        if alias not in state or name not in state or state[alias].shape != state[name].shape:
+            raise CheckpointError(f"{origin}: '{alias}' cannot share '{name}': expected tensors of one shape")
     for name, tensor in tensors.items():
         if state[name].shape != tensor.shape:
             expected, got = tuple(state[name].shape), tuple(tensor.shape)
@@ -202,8 +215,8 @@ def _describe_base(path: str) -> dict[str, Any]:
     return {"id": location.name if files else path, "sha256": {file.name: file_sha256(file) for file in files}}
 
 
-def _check_bases(generalist: Generalist, declared: Mapping[str, Any], verify: bool) -> None:
-    for prefix, path in declared_bases(generalist).items() if verify else ():
+def _check_bases(generalist: Generalist, declared: Mapping[str, Any]) -> None:
+    for prefix, path in declared_bases(generalist).items():
         expected, got = declared.get(prefix, {}).get("sha256"), _describe_base(path)["sha256"]
         if expected != got:
             raise CheckpointError(f"base of '{prefix}' at '{path}': expected sha256 {expected}, got {got}")
@@ -224,8 +237,7 @@ def _manifest(directory: Path, verify: bool) -> dict[str, Any]:
             raise CheckpointError(f"{MANIFEST} names '{name}', which lies outside the checkpoint")
         if not path.is_file():
             raise CheckpointError(f"checkpoint '{directory}': file '{name}' is missing")
-        got = file_sha256(path) if verify else expected
-        if got != expected:
+        if verify and (got := file_sha256(path)) != expected:
             raise CheckpointError(f"checkpoint file '{name}' was changed: expected sha256 {expected}, got {got}")
     needed = {WEIGHTS, CONFIG, TASKS, f"{TOKENIZER}/tokenizer.json"} - set(manifest["files"])
     if needed:

@@ -17,7 +17,7 @@ from layers.batch import Batch, HeadCall, MediaBatch
 from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
 from layers.head import Head, LossTerm
-from layers.layout import Layout
+from layers.layout import ItemLayout, Layout
 from models.language import LanguageModel
 from models.lora_experts import balance_loss
 from models.plan import BatchPlan
@@ -57,6 +57,20 @@ class StepOutput:
     cache: Cache
 
 
+def seen_by_heads(kind: str, layout: ItemLayout, inputs: dict[str, Tensor], features: Tensor) -> MediaFeatures:
+    """What heads get of an item: of an image in tiles or with regions, the cells of the whole image alone.
+
+    Args:
+        kind: Its modality.
+        layout: Of its features.
+        inputs: Of its encoder.
+        features: (N, d).
+    """
+    if layout.num_views > 1:
+        inputs = {**inputs, "pixel_values": inputs["pixel_values"][0]}
+    return MediaFeatures(kind, features[: layout.whole.num_features], layout.whole, inputs)
+
+
 class Generalist(nn.Module):
     """Media in, text and task calls out, calls answered by expert heads.
 
@@ -69,6 +83,7 @@ class Generalist(nn.Module):
         heads: Name -> head; every head that a task names must be there.
         router: Turns token ids into calls; marker tokens by default.
         max_frames: Frames that stand for a video, evenly spaced; the image encoder reads them.
+        media_marks: Modality -> texts that stand before and after its items, such as "<SPEECH>" and "</SPEECH>".
 
     Raises:
         ValueError: If the parts do not fit together, naming what was expected and what was given.
@@ -84,10 +99,12 @@ class Generalist(nn.Module):
         heads: dict[str, Head],
         router: Router | None = None,
         max_frames: int = 8,
+        media_marks: dict[str, tuple[str, str]] | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer)
         self.tasks, self.max_frames = tasks, max_frames
+        self.media_marks = {kind: (before, after) for kind, (before, after) in (media_marks or {}).items()}
         self.vocabulary = Vocabulary(self.tokenizer, tasks)
         self.language_model = language_model
         self.encoders = nn.ModuleDict(encoders)
@@ -127,6 +144,7 @@ class Generalist(nn.Module):
             token_rules={kind: self._projector(kind).token_rule for kind in self.projectors},
             target_processors={name: self._head(name).target_processor for name in self.heads},
             max_frames=self.max_frames,
+            media_marks=self.media_marks,
             with_instructions=self.language_model.gate is not None,
             feature_costs={kind: round(_num_parameters(item) / own, 4) for kind, item in self.encoders.items()},
         )
@@ -196,7 +214,7 @@ class Generalist(nn.Module):
         gates = self.language_model.gates(batch.instructions)
         states = self.language_model(embeds[None], batch.position_ids, batch.segment_lengths, gates)
         losses = {TOKEN_LOSS: self._token_loss(states, batch)}
-        if self.training and self.language_model.balance_weight:
+        if self.language_model.training and self.language_model.balance_weight:
             balance = self.language_model.balance_weight * balance_loss(self.language_model)
             losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + losses[TOKEN_LOSS].count * balance
         for name in self.heads:
@@ -223,19 +241,11 @@ class Generalist(nn.Module):
     def head_contexts(
         self, calls: list[HeadCall], media: Mapping[str, MediaBatch], encoded: Mapping[str, EncodedMedia]
     ) -> list[HeadContext]:
-        """What each call offers its head besides hidden states; features are views with gradient.
-
-        Of an image in tiles or with regions, heads get the cells of the whole image alone.
-        """
+        """What each call offers its head besides hidden states (:func:`seen_by_heads`); features carry gradients."""
         features = {kind: item.layout.split(item.features) for kind, item in encoded.items()}
 
         def view(kind: str, index: int) -> MediaFeatures:
-            item, inputs, own = media[kind].layout.items[index], media[kind].items[index], features[kind][index]
-            if item.num_views > 1:
-                inputs = {**inputs, "pixel_values": inputs["pixel_values"][0]}
-            item = item.whole
-            own = own[: item.num_features]
-            return MediaFeatures(kind, own, item, inputs)
+            return seen_by_heads(kind, media[kind].layout.items[index], media[kind].items[index], features[kind][index])
 
         return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]
 
@@ -321,6 +331,9 @@ class Generalist(nn.Module):
     def _check_parts(self) -> None:
         if set(self.encoders) != set(self.projectors):
             raise ValueError(f"one projector per encoder: got {sorted(self.encoders)} and {sorted(self.projectors)}")
+        unknown = sorted(set(self.media_marks) - set(self.encoders))
+        if unknown:
+            raise ValueError(f"media_marks: expected some of {sorted(self.encoders)}, got {unknown}")
         for kind in self.encoders:
             if self._encoder(kind).kind != kind:
                 raise ValueError(f"encoder '{kind}': expected a {kind} encoder, got one for {self._encoder(kind).kind}")

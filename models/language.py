@@ -78,13 +78,11 @@ class LanguageModel(nn.Module):
         else:
             model = AutoModelForCausalLM.from_config(hf_config, **arguments)
         self.model = model
-        self.bases: Mapping[str, str] = {} if pretrained is None else {"": pretrained}
+        self.bases: Mapping[str, str] = {} if pretrained is None else {"model.": pretrained}
         self._add_adapters(lora, prompt_gate, lora_experts)
         self.new_tokens = None
         if new_tokens is not None:
-            tied = self.head_weight.data_ptr() == self._embedding.weight.data_ptr() or bool(
-                hf_config.tie_word_embeddings
-            )
+            tied = self.head_weight is self._embedding.weight or bool(hf_config.tie_word_embeddings)
             output = None if tied else self.head_weight
             self.new_tokens = TokenRows(new_tokens["first"], new_tokens["count"], self._embedding.weight, output)
 
@@ -165,7 +163,7 @@ class LanguageModel(nn.Module):
             hook = self._last_layer.register_forward_hook(
                 lambda module, inputs, output: caught.append(output[0] if isinstance(output, tuple) else output)
             )
-            self._updates.active = None
+            self._updates.use(None)
             try:
                 self._packed(self.embed(ids), positions, lengths)
             finally:
@@ -182,7 +180,7 @@ class LanguageModel(nn.Module):
             expected, got = ("no gates", "some") if self.gate is None else ("gates of the instructions", "none")
             raise ValueError(f"language model: expected {expected}, got {got}")
         if gates is not None:
-            self._updates.active = values(gates)
+            self._updates.use(values(gates))
 
     def forward(
         self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int], gates: Gates | None = None

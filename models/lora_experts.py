@@ -91,6 +91,13 @@ def add_experts(model: nn.Module, experts: LoraExperts) -> None:
 
 
 def balance_loss(model: nn.Module) -> Tensor:
-    """Mean over the layers of the squared coefficient of variation of the experts' shares in the last forward."""
-    shares = [module.shares for module in model.modules() if isinstance(module, ExpertLinear)]
-    return torch.stack([len(share) * share.square().sum() - 1 for share in shares if share is not None]).mean()
+    """Mean over the layers of the squared coefficient of variation of the experts' shares in the last forward.
+
+    The shares are forgotten, and with them the graph that they hold; the model has to have been in training mode.
+    """
+    variations = []
+    for module in model.modules():
+        if isinstance(module, ExpertLinear) and module.shares is not None:
+            variations.append(len(module.shares) * module.shares.square().sum() - 1)
+            module.shares = None
+    return torch.stack(variations).mean()

@@ -6,25 +6,21 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Modules built inside have parameters without memory, and real buffers."""
-    register = nn.Module.register_parameter  # the one way by which every parameter comes into a module
 
-    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        register(module, name, parameter)
-        if parameter is not None and parameter.device.type != "meta":
-            own = module._parameters[name]
-            assert own is not None
-            module._parameters[name] = nn.Parameter(own.to("meta"), requires_grad=own.requires_grad)
+    def on_meta(module: nn.Module, name: str, parameter: nn.Parameter) -> nn.Parameter | None:
+        return None if parameter.is_meta else nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
 
-    nn.Module.register_parameter = on_meta  # type: ignore[method-assign,assignment]
+    handle = register_module_parameter_registration_hook(on_meta)
     try:
         yield
     finally:
-        nn.Module.register_parameter = register  # type: ignore[method-assign]
+        handle.remove()
 
 
 def give(module: nn.Module, tensors: Mapping[str, Tensor], aliases: Mapping[str, str]) -> None:

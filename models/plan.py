@@ -29,6 +29,7 @@ class BatchPlan:
         feature_costs: Modality -> what a feature of its encoder costs, in positions of the language model: the ratio
             of their parameters, since both do about two operations per parameter and position.
         max_frames: Frames that stand for a video.
+        media_marks: Modality -> texts before and after its items in a prompt, no part of what the user says.
         with_instructions: Whether the model also reads every sample's instruction by itself.
     """
 
@@ -40,6 +41,7 @@ class BatchPlan:
     target_processors: dict[str, TargetProcessor]
     feature_costs: dict[str, float] = field(default_factory=dict)
     max_frames: int = 8
+    media_marks: dict[str, tuple[str, str]] = field(default_factory=dict)
     with_instructions: bool = False
     hash: str = field(init=False)
 
@@ -56,5 +58,6 @@ class BatchPlan:
             "token_rules": {kind: [type(rule).__name__, asdict(rule)] for kind, rule in self.token_rules.items()},
             "feature_costs": self.feature_costs,
             "max_frames": self.max_frames,
+            "media_marks": self.media_marks,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]

@@ -112,20 +112,30 @@ class GatedUpdates:
     """
 
     def __init__(self, model: nn.Module, head_size: int | None = None) -> None:
-        self.active: dict[int, Tensor] | None = None
-        widths = set()
+        self.head_size = head_size
+        self._gates: dict[tuple[int, bool], Tensor] | None = None
+        self._kinds = set()
         for name, module in model.named_modules():
             if ".lora_B." in name and isinstance(module, nn.Linear):
-                rotary = any(f".{part}.lora_B." in name for part in ("q_proj", "k_proj"))
-                module.register_forward_hook(partial(self._apply, head_size if rotary else None))
-                widths.add(module.out_features)
-        self.widths = sorted(widths)
+                rotary = head_size is not None and any(f".{part}.lora_B." in name for part in ("q_proj", "k_proj"))
+                module.register_forward_hook(partial(self._apply, rotary))
+                self._kinds.add((module.out_features, rotary))
+        self.widths = sorted({width for width, _ in self._kinds})
 
-    def _apply(self, head_size: int | None, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-        if self.active is None:  # the plain model reads the instruction
+    def use(self, gates: dict[int, Tensor] | None) -> None:
+        """Set the gates, width -> (..., width); None sets all to zero, and the plain model reads."""
+        if gates is None:
+            self._gates = None
+            return
+        self._gates = {
+            (width, rotary): halves(gates[width], self.head_size) if rotary and self.head_size else gates[width]
+            for width, rotary in self._kinds
+        }
+
+    def _apply(self, rotary: bool, module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        if self._gates is None:
             return output * 0
-        gate = self.active[output.shape[-1]]
-        return output * (gate if head_size is None else halves(gate, head_size)).to(output.dtype)
+        return output * self._gates[output.shape[-1], rotary].to(output.dtype)
 
 
 def halves(values: Tensor, head_size: int) -> Tensor:

@@ -20,17 +20,24 @@ from layers.head import LossTerm
 from layers.layout import ItemLayout, Layout
 
 
-class Encode(Protocol):
+@dataclass
+class Encode:
     """A tower at work on a batch.
 
-    Attributes:
+    Args:
         encoder: The tower.
+        layout: Of the batch.
+        standardise: What its features go through, for a probe.
     """
 
     encoder: Encoder
+    layout: Layout
+    standardise: nn.Module | None = None
 
     def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
         """Items to features (ΣN, d), in the order of the batch's layout."""
+        features: Tensor = self.encoder(self.encoder.collate(items), self.layout)
+        return features if self.standardise is None else self.standardise(features)
 
 
 @dataclass
@@ -150,8 +157,8 @@ class TextGraphObjective(TowerObjective):
         """The three contrasts, and how often a node finds its own text among the batch's."""
         texts = torch.cat([item["x"] for item in batch.items])  # (ΣN, W)
         hidden = torch.rand(len(texts), device=texts.device) < self.hidden_share
-        shown = batch.layout.split(texts * ~hidden[:, None])
-        features = encode([{**item, "x": x} for item, x in zip(batch.items, shown, strict=True)])
+        shown = batch.layout.split((~hidden[:, None]).to(texts.dtype))
+        features = encode([{**item, "shown": own} for item, own in zip(batch.items, shown, strict=True)])
         chosen = torch.randperm(len(texts), device=texts.device)
         chosen = chosen[texts[chosen].any(-1)][: self.max_nodes]
         _, identity = torch.unique(texts[chosen], dim=0, return_inverse=True)

@@ -19,6 +19,9 @@ from layers.head import LossTerm
 from layers.layout import ItemLayout
 from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
+Matching = list[tuple[Tensor, Tensor]]
+"""Per image the queries and the objects that were matched, index by index."""
+
 OBJECT = 0
 """The only class; the other output of ``objectness`` is none."""
 
@@ -103,22 +106,25 @@ class RegionObjective(TowerObjective):
         found = list(zip(proposals.masks, proposals.objectness, strict=True))
         auxiliary: Any = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in found[:-1]]
         last_masks, last_classes = found[-1]
-        losses = self.criterion(last_masks, last_classes, masks, classes, auxiliary)
+        matched: list[Matching] = []
+        hook = self.criterion.matcher.register_forward_hook(lambda module, inputs, output: matched.append(output))
+        try:
+            losses = self.criterion(last_masks, last_classes, masks, classes, auxiliary)
+        finally:
+            hook.remove()
         count = sum(len(item) for item in masks)
         terms: dict[str, Tensor] = {}
         for name, value in losses.items():  # one per layer, such as loss_mask_3
             kind = next(kind for kind in self.loss_weights if name.startswith(f"loss_{kind}"))
             terms[kind] = terms.get(kind, torch.zeros_like(value)) + value
-        terms |= self._box_losses(proposals, masks, classes, batch)
+        terms |= self._box_losses(proposals, matched[0], batch)  # the criterion matches the last layer first
         outcome = Outcome({name: LossTerm(value * count, count) for name, value in terms.items()})
         if not self.training:
             outcome.metrics = {"box_recall50": (self._recalled(encoder, proposals, batch), count)}
         return outcome
 
-    def _box_losses(
-        self, proposals: Proposals, masks: list[Tensor], classes: list[Tensor], batch: TowerBatch
-    ) -> dict[str, Tensor]:
-        pairs = self.criterion.matcher(proposals.masks[-1], proposals.objectness[-1], masks, classes)
+    @staticmethod
+    def _box_losses(proposals: Proposals, pairs: Matching, batch: TowerBatch) -> dict[str, Tensor]:
         proposed = torch.cat([proposals.boxes[row, query] for row, (query, _) in enumerate(pairs)])
         targets = [item["boxes"] for item in batch.targets]
         wanted = torch.cat([own[chosen.to(own.device)] for own, (_, chosen) in zip(targets, pairs, strict=True)])

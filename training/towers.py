@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,9 +12,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from layers.encoder import Encoder
-from layers.layout import Layout
 from training.muon import muon_adamw
-from training.objectives import Outcome, TowerBatch, TowerObjective
+from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
 from training.optimizer import parameter_groups, warmup_cosine
 from training.tower_data import TowerPlan
 
@@ -25,8 +23,7 @@ TOWER_FILE = "tower.safetensors"
 class TowerRecipe(L.LightningModule):
     """Pretrain one encoder with one objective; the encoder's weights are written when the fit ends.
 
-    The result is ``tower.safetensors`` under the trainer's root: every parameter and buffer of the encoder, by its
-    name in the encoder.
+    The result is ``tower.safetensors`` under the trainer's root: the encoder's state, by its names in the encoder.
 
     Args:
         encoder: The tower.
@@ -149,21 +146,8 @@ class TowerRecipe(L.LightningModule):
             save_tower(self.encoder, Path(self.trainer.default_root_dir) / TOWER_FILE)
 
     def _compare(self, batch: TowerBatch) -> Outcome:
-        outcome: Outcome = self.objective(_Encode(self.encoder, batch.layout, self.standardise), batch)
+        outcome: Outcome = self.objective(Encode(self.encoder, batch.layout, self.standardise), batch)
         return outcome
-
-
-@dataclass
-class _Encode:
-    """See :class:`training.objectives.Encode`."""
-
-    encoder: Encoder
-    layout: Layout
-    standardise: nn.Module | None
-
-    def __call__(self, items: list[dict[str, Tensor]]) -> Tensor:
-        features: Tensor = self.encoder(self.encoder.collate(items), self.layout)
-        return features if self.standardise is None else self.standardise(features)
 
 
 def load_tower(encoder: Encoder, path: Path) -> None:
@@ -173,7 +157,7 @@ def load_tower(encoder: Encoder, path: Path) -> None:
         ValueError: If tensors are missing, unknown or of another shape; nothing is loaded then.
     """
     tensors = load_file(path)
-    state = encoder.state_dict(keep_vars=True)
+    state = encoder.state_dict()
     missing = sorted(set(state) - set(tensors))
     wrong = sorted(name for name, value in tensors.items() if name not in state or state[name].shape != value.shape)
     if missing or wrong:
@@ -185,7 +169,7 @@ def load_tower(encoder: Encoder, path: Path) -> None:
 
 
 def save_tower(encoder: Encoder, path: Path) -> None:
-    """Write every parameter and buffer of an encoder as safetensors."""
-    tensors = {**dict(encoder.named_parameters()), **dict(encoder.named_buffers())}
+    """Write an encoder's state as safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}, path)
+    state = encoder.state_dict()
+    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}, path)

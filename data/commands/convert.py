@@ -56,7 +56,8 @@ def run(args: argparse.Namespace) -> int:
         options = format_parser(args.format).parse_args(args.rest)
         tally = convert(options, console)
     except ModuleNotFoundError as error:
-        print(f"error: '{args.format}' needs {error.name}: install the extra 'convert'", file=sys.stderr)
+        extra = "video" if error.name == "av" else "convert"
+        print(f"error: '{args.format}' needs {error.name}: install the extra '{extra}'", file=sys.stderr)
         return 2
     except (ConversionError, ShardError, RecordError) as error:
         print(f"error: {error}", file=sys.stderr)

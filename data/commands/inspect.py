@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
                     for name, data in sample.members.items():
                         print(f"{name}: {len(data)} bytes")
                     return 0
-    except (ShardError, RecordError) as error:
+    except (ShardError, RecordError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if args.key is not None:

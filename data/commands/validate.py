@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         paths = expand(args.shards)
         tasks = None if args.tasks is None else read_tasks(args.tasks)
-    except (ShardError, ValueError, OSError) as error:
+    except (ShardError, ValueError, OSError, ModuleNotFoundError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     findings = Findings()

@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 raise ShardError(f"{args.source} line {number}: {error}") from None
         for writer in writers.values():
             writer.close()
-    except (OSError, UnicodeDecodeError, ShardError) as error:
+    except (OSError, UnicodeDecodeError, ShardError, ModuleNotFoundError) as error:
         for writer in writers.values():
             writer.discard()
         print(f"error: {error}", file=sys.stderr)

@@ -1,7 +1,7 @@
 """Converters from the formats that people hold to records: one module per format, imported when it is asked for."""
 
 FORMATS: dict[str, str] = {
-    "llava": "LLaVA conversation JSON with images, video frames or audio",
+    "llava": "LLaVA conversation JSON with images, videos or audio",
     "coco": "COCO annotations: detection, instances, captions or panoptic",
     "refcoco": "RefCOCO, RefCOCO+ and RefCOCOg: expressions with boxes or masks",
     "reasonseg": "ReasonSeg folders: images beside labelme JSON",

@@ -17,7 +17,6 @@ ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant": "assi
 PLACEHOLDERS = {"<image>": "image", "<video>": "video", "<audio>": "audio", "<speech>": "audio"}
 FIELDS = {"id", "image", "video", "audio", "conversations"}
 FRAME_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp"}
-VIDEO_SUFFIXES = {".mp4", ".mkv", ".webm", ".mov", ".avi"}
 _SPLIT = re.compile("(" + "|".join(map(re.escape, PLACEHOLDERS)) + ")")
 
 
@@ -99,7 +98,7 @@ def _frames(item: Mapping[str, Any], made: Draft, root: Path, options: argparse.
     video = item.get("video")
     if not video:
         return []
-    if isinstance(video, str) and Path(video).suffix.lower() in VIDEO_SUFFIXES:
+    if isinstance(video, str) and not (root / video).is_dir():
         made.add_video(read_below(root, video), video)
         return [["video"]]
     files = video if isinstance(video, list) else _listed(root, str(video))
@@ -114,7 +113,7 @@ def _frames(item: Mapping[str, Any], made: Draft, root: Path, options: argparse.
 def _listed(root: Path, folder: str) -> list[str]:
     path = root / folder
     if not path.is_dir():
-        raise SkipItemError(f"video that is no folder or list of frames, and no file of {sorted(VIDEO_SUFFIXES)}")
+        raise SkipItemError("video that is no file, no folder and no list of frames")
     found = sorted(item.name for item in path.iterdir() if item.suffix.lower() in FRAME_SUFFIXES)
     if not found:
         raise SkipItemError("video folder without frames")

@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.inspection.drawing import ARROW, Overlay, audio_player, graph_figure, mask_layer, picture
+from data.inspection.drawing import ARROW, Overlay, audio_player, frames_of, graph_figure, mask_layer, picture
 from data.media import Video, decode_media, decode_target
 from data.records import Part, Record
 from data.shards import Sample
 from layers.media import Graph
 
-SHOWN_FRAMES = 6
 """Of a video."""
 
 
@@ -117,9 +116,7 @@ def _medium(part: Part, sample: Sample) -> str:
     if isinstance(raw, Graph):
         return graph_figure(raw, f"{part.media}, {raw.num_nodes} nodes")
     if isinstance(raw, Video):
-        frames, times = raw.sample(SHOWN_FRAMES)
-        shown = zip(frames, times, strict=True)
-        return "".join(picture(frame, f"{part.media}, {time:.2f} s") for frame, time in shown)
+        return "".join(frames_of(raw, part.media))
     seconds = media.size[0] / float(media.sample_rate or 1)
     player = audio_player(data, media.file)
     return f"<figure>{player}<figcaption>{escape(part.media)}, {seconds:.2f} s</figcaption></figure>"

@@ -13,11 +13,12 @@ from PIL import Image
 from scipy.ndimage import binary_erosion
 from torch import Tensor
 
-from data.media import encode_png
+from data.media import Video, encode_png
 from layers.media import Graph
 
 MASK_COLOUR = (255, 95, 210)
 GRAPH_SIZE = 260
+SHOWN_FRAMES = 6
 _STEPS = 150
 _AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 Overlay = tuple[str, Sequence[float]]
@@ -52,6 +53,12 @@ def picture(image: Tensor, caption: str = "", boxes: Sequence[Overlay] = (), lay
     label = escape(caption or "picture", quote=True)
     svg = f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{images}{shapes}</svg>'
     return f"<figure>{svg}{f'<figcaption>{escape(caption)}</figcaption>' if caption else ''}</figure>"
+
+
+def frames_of(video: Video, name: str) -> list[str]:
+    """Figures of :data:`SHOWN_FRAMES` frames of a video, evenly spaced, with their times."""
+    frames, times = video.sample(SHOWN_FRAMES)
+    return [picture(frame, f"{name}, {time:.2f} s") for frame, time in zip(frames, times, strict=True)]
 
 
 def mask_layer(predicted: Tensor | None, reference: Tensor) -> bytes:

@@ -2,7 +2,6 @@
 
 from data.media.decoding import (
     IMAGE_FORMATS,
-    MAX_PIXELS,
     MAX_SAMPLES,
     RawMedia,
     decode_mask,
@@ -15,8 +14,8 @@ from data.media.decoding import (
     resample,
     resampled_length,
 )
-from data.media.error import MediaError
-from data.media.video import Video, encode_video, frame_places, measure
+from data.media.error import MAX_PIXELS, MediaError
+from data.media.video import Video, encode_video, measure
 
 __all__ = [
     "IMAGE_FORMATS",
@@ -33,7 +32,6 @@ __all__ = [
     "encode_mask",
     "encode_png",
     "encode_video",
-    "frame_places",
     "measure",
     "resample",
     "resampled_length",

@@ -18,7 +18,7 @@ from scipy.signal import resample_poly
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from data.media.error import MediaError
+from data.media.error import MAX_PIXELS, MediaError
 from data.media.jpeg import read_jpeg_header
 from data.media.video import Video
 from data.records import Media, Target, parse_json
@@ -26,10 +26,8 @@ from layers.media import Audio, Graph
 
 RawMedia = Tensor | Audio | Graph | Video
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF")
-MAX_PIXELS = 64_000_000
-"""Largest image or mask that is decoded; one that declares more is refused before any memory is taken for it."""
 MAX_SAMPLES = 2**28
-"""Likewise for audio, over all channels: 4.6 hours at 16 kHz."""
+"""Of audio, over all channels: 4.6 hours at 16 kHz; longer audio is not decoded."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _GRAPH_FIELDS = {"node_texts", "edge_index"}
 

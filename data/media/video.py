@@ -10,10 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.media.error import MediaError
-
-MAX_FRAME_PIXELS = 64_000_000
-"""Largest frame that is decoded."""
+from data.media.error import MAX_PIXELS, MediaError
 
 
 @dataclass(frozen=True)
@@ -41,13 +38,14 @@ class Video:
 
         Raises:
             MediaError: If the clip does not decode, or has another size or fewer frames than declared.
+            ModuleNotFoundError: Without PyAV (the extra ``video``).
         """
         wanted = frame_places(self.size[2], count)
         rasters, seconds, next_wanted = [], [], 0
-        for index, frame in enumerate(_frames(self.file, self.data)):
+        for index, (frame, time) in enumerate(_frames(self.file, self.data)):
             if index == wanted[next_wanted]:
                 rasters.append(_raster(self.file, frame, self.size[:2]))
-                seconds.append(float(frame.time))
+                seconds.append(time)
                 next_wanted += 1
                 if next_wanted == len(wanted):
                     return rasters, seconds
@@ -76,9 +74,10 @@ def measure(file: str, data: bytes) -> tuple[int, int, int]:
 
     Raises:
         MediaError: If it does not decode.
+        ModuleNotFoundError: Without PyAV (the extra ``video``).
     """
     size, count = (0, 0), 0
-    for frame in _frames(file, data):
+    for frame, _ in _frames(file, data):
         sides = (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
         if count and sides != size:
             raise MediaError(f"'{file}': expected frames of one size, got {size} and {sides}")
@@ -101,7 +100,8 @@ def encode_video(rasters: Sequence[Tensor], frames_per_second: int, codec: str =
     return stream.getvalue()
 
 
-def _frames(file: str, data: bytes) -> Iterator[Any]:
+def _frames(file: str, data: bytes) -> Iterator[tuple[Any, float]]:
+    """Frames, and their seconds since the clip's start."""
     av, found = _library(), False
     try:
         with av.open(io.BytesIO(data), metadata_errors="ignore") as container:
@@ -109,16 +109,24 @@ def _frames(file: str, data: bytes) -> Iterator[Any]:
                 raise MediaError(f"'{file}': expected a video, got a file without one")
             track = container.streams.video[0]
             track.codec_context.thread_count = 1  # workers are many already
-            if track.codec_context.width * track.codec_context.height > MAX_FRAME_PIXELS:
+            if track.codec_context.width * track.codec_context.height > MAX_PIXELS:
                 given = f"{track.codec_context.width}x{track.codec_context.height}"
-                raise MediaError(f"'{file}': expected frames of at most {MAX_FRAME_PIXELS:,} pixels, got {given}")
-            for frame in container.decode(track):
+                raise MediaError(f"'{file}': expected frames of at most {MAX_PIXELS:,} pixels, got {given}")
+            for index, frame in enumerate(container.decode(track)):
                 found = True
-                yield frame
+                yield frame, _seconds(frame, track, index)
     except (av.FFmpegError, EOFError) as error:
         raise MediaError(f"'{file}': expected a video, got bytes that do not decode: {error}") from None
     if not found:
         raise MediaError(f"'{file}': expected a video, got one without frames")
+
+
+def _seconds(frame: Any, track: Any, index: int) -> float:
+    """By the frame's stamp; by the frame rate where a container (AVI) gives it none."""
+    stamp = frame.pts if frame.pts is not None else frame.dts
+    if stamp is None:
+        return index / float(track.average_rate or track.guessed_rate)
+    return float((stamp - (track.start_time or 0)) * track.time_base)
 
 
 def _raster(file: str, frame: Any, size: Sequence[int]) -> Tensor:
@@ -139,5 +147,5 @@ def _library() -> Any:
     try:
         import av
     except ImportError:
-        raise MediaError("video: expected the package av; install the extra 'video'") from None
+        raise ModuleNotFoundError("video: expected the package av; install the extra 'video'", name="av") from None
     return av

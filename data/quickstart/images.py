@@ -185,9 +185,10 @@ def captions(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes
     turns = Turns(scene, split, seed, rng)
     made = [turns.make(kind) for kind in ("caption", "look_ups", "look_ups")]
     kept = [turn for turn in made if turn is not None]
-    for place, number in enumerate(rng.permutation(len(kept))):
-        draft.add_turn(kept[number], [] if place else ["image"])
-    draft.meta["question_types"] = [turn.kind for turn in kept]
+    asked = [kept[number] for number in rng.permutation(len(kept))]
+    for place, turn in enumerate(asked):
+        draft.add_turn(turn, [] if place else ["image"])
+    draft.meta["question_types"] = [turn.kind for turn in asked]
     return draft.finish()
 
 

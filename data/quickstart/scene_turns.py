@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,8 +69,12 @@ def object_meta(scene: Scene) -> list[dict[str, Any]]:
 
 def caption_of(scene: Scene) -> str:
     """Like "a red 7, a blue 3 and a white 2", from left to right."""
-    names = [f"a {item.name}" for item in scene.left_to_right()]
-    return names[0] if len(names) == 1 else ", ".join(names[:-1]) + " and " + names[-1]
+    return listed([f"a {item.name}" for item in scene.left_to_right()])
+
+
+def listed(names: Sequence[str]) -> str:
+    """Like "a, b and c"."""
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
 class Turns:
@@ -224,7 +228,7 @@ class Turns:
             return None
         items = [self.scene.digits[self._choose(unique)] for _ in range(LOOK_UPS)]
         pairs = [(str(item.digit), item.colour) if by_digit else (item.colour, str(item.digit)) for item in items]
-        named = ", ".join(asked for asked, _ in pairs[:-1]) + f" and {pairs[-1][0]}"
+        named = listed([asked for asked, _ in pairs])
         answer = ", ".join(f"{asked} {found}" for asked, found in pairs)
         return self._say("look_ups", answer, "colours_of" if by_digit else "digits_of", names=named)
 
@@ -233,16 +237,17 @@ class Turns:
         pairs = [pair for pair in (self._colour_pair() for _ in range(SUMS)) if pair is not None]
         if not pairs:
             return None
-        asked = [f"{a.colour} and {b.colour}" for a, b in pairs]
-        answer = ", ".join(f"{words} {a.digit + b.digit}" for words, (a, b) in zip(asked, pairs, strict=True))
-        return self._say("sums", answer, "sums_of", names=", ".join(asked))
+        return self._added("sums", "sums_of", [(f"{a.colour} and {b.colour}", a.digit + b.digit) for a, b in pairs])
 
     def plus(self) -> Turn:
         """Sums of digits as such, whatever the scene shows."""
         pairs = self.rng.integers(0, 10, (SUMS, 2)).tolist()
-        asked = [f"{a} plus {b}" for a, b in pairs]
-        answer = ", ".join(f"{words} {a + b}" for words, (a, b) in zip(asked, pairs, strict=True))
-        return self._say("plus", answer, names=", ".join(asked))
+        return self._added("plus", "plus", [(f"{a} plus {b}", a + b) for a, b in pairs])
+
+    def _added(self, kind: str, template: str, sums: Sequence[tuple[str, int]]) -> Turn:
+        """A question for several sums at once: what is added, and its sum, of each."""
+        answer = ", ".join(f"{words} {total}" for words, total in sums)
+        return self._say(kind, answer, template, names=", ".join(words for words, _ in sums))
 
     def leftmost(self) -> Turn | None:
         """The leftmost digit, where box and centre agree."""

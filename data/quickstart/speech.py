@@ -164,10 +164,10 @@ def speech(split: str, index: int, seed: int) -> tuple[Record, dict[str, bytes]]
         fact_kind = FACT_KINDS[int(rng.integers(len(FACT_KINDS)))]
         asked.append(("spoken_question", _some_fact(draft, fact_kind, int(rng.integers(24)), rng)))
     asked.append(("transcribe", str(draft.meta["transcript"])))
-    for place, number in enumerate(rng.permutation(len(asked))):
-        question, answer = asked[number]
+    asked = [asked[number] for number in rng.permutation(len(asked))]
+    for place, (question, answer) in enumerate(asked):
         draft.ask(ask(question, split, rng), _text(answer), [] if place else ["audio"])
-    draft.meta["question_types"] = [asked[i][0] for i in range(len(asked))]
+    draft.meta["question_types"] = [question for question, _ in asked]
     return draft.finish()
 
 

@@ -4,7 +4,7 @@ What stands in a picture or is said in a clip is written out, and the questions 
 media: looking up by colour or digit, adding, comparing, translating, copying words into calls. Learned from words these
 take minutes; a language model that starts with the media must find them together with the meaning of the features.
 
-Looking up takes longest. For some 700,000 words of nothing else the loss stands at choosing any object of the scene,
+Looking up takes longest. For some 700,000 tokens of nothing else the loss stands at choosing any object of the scene,
 then falls to naught (docs/LOG.md); thinned by other questions it never does. So some texts ask for nothing else, but
 for sums of what was looked up.
 """

@@ -105,8 +105,8 @@ class _Gps(nn.Module):
     def forward(self, hidden: Tensor, edges: Tensor, layout: Layout) -> Tensor:
         lengths = torch.tensor(layout.lengths, device=hidden.device)
         owner = torch.arange(len(lengths), device=hidden.device).repeat_interleave(lengths)
-        both = torch.cat([edges, edges.flip(0)], dim=1)
-        types = self.edge_types(torch.arange(2, device=edges.device).repeat_interleave(edges.shape[1]))
+        both, directions = NodeEncoder.both_ways(edges)
+        types = self.edge_types(directions)
         for layer in self.layers:
             hidden = layer(hidden, both, batch=owner, edge_attr=types)
         return hidden

@@ -49,12 +49,12 @@ class NodeEncoder(Encoder):
         self.structure_projection = nn.Linear(self.processor.structure_width, hidden_size)
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-        """Join the graphs into one of unconnected parts: texts and ``structure`` (ΣN, ...), ``edge_index`` (2, ΣE)."""
+        """Join the graphs into one of unconnected parts: what nodes have is (ΣN, ...), ``edge_index`` (2, ΣE)."""
         edges, offset = [], 0
         for item in items:
             edges.append(item["edge_index"] + offset)
             offset += item["structure"].shape[0]
-        joined = {name: torch.cat([item[name] for item in items]) for name in ("x", "structure")}
+        joined = {name: torch.cat([item[name] for item in items]) for name in ("x", "shown", "structure")}
         joined["edge_index"] = torch.cat(edges, dim=1)
         if self.sentences is None:
             return joined
@@ -72,10 +72,16 @@ class NodeEncoder(Encoder):
             texts = inputs["x"]
         else:
             texts = self.sentences(inputs["token_ids"], inputs["token_lengths"])
-            texts = texts * inputs["x"].any(-1, keepdim=True)  # an objective hides a node's text by its words
+        texts = texts * inputs["shown"]  # an objective hides some nodes' texts
         structure = self._with_random_signs(structure, layout) if self.training else structure
         projected: Tensor = self.text_projection(texts.to(dtype)) + self.structure_projection(structure.to(dtype))
         return projected
+
+    @staticmethod
+    def both_ways(edges: Tensor) -> tuple[Tensor, Tensor]:
+        """Edges (2, E) and, after them, the same backwards: (2, 2E), and 0 or 1 for their direction (2E,)."""
+        directions = torch.arange(2, device=edges.device).repeat_interleave(edges.shape[1])
+        return torch.cat([edges, edges.flip(0)], dim=1), directions
 
     def _with_random_signs(self, structure: Tensor, layout: Layout) -> Tensor:
         count = self.processor.num_eigenvectors

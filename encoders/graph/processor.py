@@ -42,7 +42,7 @@ def hash_text(text: str, width: int) -> Tensor:
 
 @dataclass
 class GraphProcessor:
-    """Turns a graph into node features ``x``, ``structure`` and ``edge_index``.
+    """Turns a graph into its nodes' ``x``, ``structure`` and ``shown`` (1: the text counts), and ``edge_index``.
 
     Args:
         text_width: Buckets of the hashed node texts.
@@ -93,7 +93,8 @@ class GraphProcessor:
         if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
             raise ValueError(f"expected edges between nodes 0 to {nodes - 1}, got node {_outside(edges, nodes)}")
         edges = coalesce(edges, num_nodes=nodes)
-        return {**self._texts(raw.node_texts), "structure": self._structure(edges, nodes), "edge_index": edges}, layout
+        inputs = {"shown": torch.ones(nodes, 1), "structure": self._structure(edges, nodes), "edge_index": edges}
+        return inputs | self._texts(raw.node_texts), layout
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every field, JSON-serialisable."""

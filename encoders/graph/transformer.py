@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor, nn
 from torch_geometric.nn import TransformerConv
 
@@ -82,10 +81,8 @@ class GraphTransformerEncoder(NodeEncoder):
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
         """Encode to (ΣN, d), one feature per node."""
         hidden = self.nodes(inputs, layout)
-        forward = inputs["edge_index"]
-        both = torch.cat([forward, forward.flip(0)], dim=1)
-        types = torch.arange(2, device=both.device).repeat_interleave(forward.shape[1])
-        edge_features = self.edge_types(types)
+        both, directions = self.both_ways(inputs["edge_index"])
+        edge_features = self.edge_types(directions)
         for layer in self.layers:
             hidden = layer(hidden, both, edge_features)
         features: Tensor = self.norm(hidden)

@@ -16,6 +16,10 @@ from layers.layout import ItemLayout
 ResizeMode = Literal["resize", "letterbox", "pad_square", "center_crop", "resize_crop"]
 
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+"""Mean and standard deviation per channel."""
+
+
 @dataclass
 class ImageProcessor:
     """Turns a uint8 raster into uint8 ``pixel_values`` of the encoder's input size; the encoder normalises them.

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
+from encoders.vision.tower import as_size, checked_weights
 from layers.layout import Layout
 
 
@@ -55,15 +56,13 @@ class TimmEncoder(ImageEncoder):
         checkpoint: str | None = None,
     ) -> None:
         super().__init__()
-        width, height = (image_size, image_size) if isinstance(image_size, int) else image_size
+        width, height = as_size(image_size)
         if width % stride or height % stride:
             raise ValueError(f"stride {stride} does not divide the input of {width}x{height} pixels")
-        if checkpoint is not None and not checkpoint.endswith(".safetensors"):
-            raise ValueError(f"expected a .safetensors checkpoint, got '{checkpoint}'")
         arguments: dict[str, Any] = dict(model_args or {})
         if norm_groups is not None:
             arguments["norm_layer"] = partial(GroupNorm, num_groups=norm_groups)
-        if checkpoint is not None:
+        if checked_weights(checkpoint) is not None:
             arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": checkpoint}}
         self.backbone = timm.create_model(
             model_name, features_only=True, out_indices=tuple(out_indices), **_tuples(arguments)
@@ -103,9 +102,14 @@ def grid_positions(rows: int, columns: int, device: torch.device | str = "cpu") 
     y = (torch.arange(rows, device=device, dtype=torch.float32) + 0.5) / rows * 2 - 1
     x = (torch.arange(columns, device=device, dtype=torch.float32) + 0.5) / columns * 2 - 1
     xy = torch.stack(torch.meshgrid(x, y, indexing="xy"), dim=-1)  # (rows, columns, 2)
-    octaves = torch.pi * 2 ** torch.arange(POSITION_FREQUENCIES, device=device)
-    phases = (xy[..., None] * octaves).flatten(-2)
-    return torch.cat([xy, phases.sin(), phases.cos()], dim=-1)
+    return torch.cat([xy, octaves(xy)], dim=-1)
+
+
+def octaves(values: Tensor) -> Tensor:
+    """Sines, then cosines, of octaves of values (..., k) in [-1, 1]: (..., 2 · k · POSITION_FREQUENCIES)."""
+    rates = torch.pi * 2 ** torch.arange(POSITION_FREQUENCIES, device=values.device)
+    phases = (values[..., None] * rates).flatten(-2)
+    return torch.cat([phases.sin(), phases.cos()], dim=-1)
 
 
 def _resample(level: Tensor, grid: tuple[int, int]) -> Tensor:

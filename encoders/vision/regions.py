@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,16 +13,16 @@ from torchvision.ops import box_convert
 from transformers import Mask2FormerConfig, Mask2FormerModel
 
 from encoders.vision.images import ImageEncoder
-from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
-from encoders.vision.pyramid import POSITION_FREQUENCIES
+from encoders.vision.processor import IMAGENET, ImageProcessor, PixelNorm, ResizeMode
+from encoders.vision.pyramid import POSITION_FREQUENCIES, octaves
 from encoders.vision.tower import as_size
+from encoders.vision.transformers_tower import told_preprocessing
 from layers.geometry import Resample
 from layers.layout import ItemLayout, Layout
 
 MASK_SIDE = 28
 """Cells per side of the pooled mask in a region's token."""
 BOX_FEATURES = 4 * (1 + 2 * POSITION_FREQUENCIES)
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
 @dataclass
@@ -40,13 +40,12 @@ class RegionProcessor:
 
     def layout(self, size: Sequence[int]) -> ItemLayout:
         """As :meth:`encoders.vision.ImageProcessor.layout`, with the regions."""
-        cells = self.image.layout(size)
-        return ItemLayout(cells.grid, cells.original_size, cells.transform, regions=self.num_regions)
+        return replace(self.image.layout(size), regions=self.num_regions)
 
     def __call__(self, raw: Any) -> tuple[dict[str, Tensor], ItemLayout]:
         """As :meth:`encoders.vision.ImageProcessor.__call__`."""
         inputs, layout = self.image(raw)
-        return inputs, self.layout(layout.original_size)
+        return inputs, replace(layout, regions=self.num_regions)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every field, JSON-serialisable."""
@@ -89,9 +88,9 @@ class RegionEncoder(ImageEncoder):
         num_regions: Tokens of regions, at most the queries.
         level: Which of the pixel decoder's maps gives the cells: 0 is the coarsest.
         resize_mode: How images are fitted to the input.
-        mean: Of the normalisation, per channel.
+        mean: Of the normalisation, per channel; that of the checkpoint's processor, or ImageNet's, by default.
         std: Likewise.
-        resample: How images are scaled.
+        resample: How images are scaled; as the checkpoint's processor does, or bilinear, by default.
 
     Raises:
         ValueError: If neither or both of ``pretrained`` and ``config`` are given, or there are fewer queries than
@@ -108,9 +107,9 @@ class RegionEncoder(ImageEncoder):
         num_regions: int = 32,
         level: int = 0,
         resize_mode: ResizeMode = "letterbox",
-        mean: Sequence[float] = _IMAGENET[0],
-        std: Sequence[float] = _IMAGENET[1],
-        resample: Resample = "bilinear",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        resample: Resample | None = None,
     ) -> None:
         super().__init__()
         if (pretrained is None) == (config is None):
@@ -119,7 +118,8 @@ class RegionEncoder(ImageEncoder):
             self.detector = Mask2FormerModel.from_pretrained(pretrained, use_safetensors=True, trust_remote_code=False)
             self.bases = {"detector.": pretrained}
         else:
-            self.detector = Mask2FormerModel(Mask2FormerConfig(**(config or {})))
+            assert config is not None
+            self.detector = Mask2FormerModel(Mask2FormerConfig(**config))
         own = self.detector.config
         if not 1 <= num_regions <= own.num_queries:
             raise ValueError(f"num_regions: expected 1 to {own.num_queries}, the detector's queries, got {num_regions}")
@@ -133,9 +133,11 @@ class RegionEncoder(ImageEncoder):
         self.mask_embedding = nn.Linear(MASK_SIDE**2, width)
         self.cell_projection = nn.Linear(own.feature_size, width)
         self.cell_norm, self.region_norm = nn.LayerNorm(width), nn.LayerNorm(width)
+        told = {} if pretrained is None else told_preprocessing(pretrained)
+        mean, std = mean or told.get("mean", IMAGENET[0]), std or told.get("std", IMAGENET[1])
+        resample = resample or told.get("resample", "bilinear")
         self.normalise = PixelNorm(mean, std)
         size = as_size(image_size)
-        assert size is not None
         self.processor = RegionProcessor(
             ImageProcessor(size, self._grid(size), resize_mode, tuple(mean), resample), num_regions
         )
@@ -186,6 +188,4 @@ class RegionEncoder(ImageEncoder):
 
 def box_features(boxes: Tensor) -> Tensor:
     """(..., 4) coordinates in [0, 1], and sines and cosines of their octaves: (..., 36)."""
-    octaves = torch.pi * 2 ** torch.arange(POSITION_FREQUENCIES, device=boxes.device)
-    phases = ((2 * boxes - 1)[..., None] * octaves).flatten(-2)
-    return torch.cat([boxes, phases.sin(), phases.cos()], dim=-1)
+    return torch.cat([boxes, octaves(2 * boxes - 1)], dim=-1)

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
+from typing import overload
 
 import torch
 import torch.nn.functional as F
@@ -184,6 +185,10 @@ def as_resample(interpolation: str) -> Resample:
     return "bilinear" if interpolation == "bilinear" else "bicubic"
 
 
+@overload
+def as_size(size: int | Sequence[int]) -> tuple[int, int]: ...
+@overload
+def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None: ...
 def as_size(size: int | Sequence[int] | None) -> tuple[int, int] | None:
     """(width, height) of a side, of two sides, or None."""
     if size is None:

@@ -11,13 +11,12 @@ from typing import Any
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
-from encoders.vision.processor import ResizeMode
+from encoders.vision.processor import IMAGENET, ResizeMode
 from encoders.vision.tower import VisionTower, as_size, tokens_to_map
 from layers.geometry import Resample
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 _NORMS = {"clip": _CLIP, "siglip": _HALF, "vit": _HALF}
 _RESAMPLES: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, in preprocessor_config.json
 
@@ -155,6 +154,6 @@ def told_preprocessing(directory: str) -> dict[str, Any]:
 
 def _preprocessing(pretrained: str | None, model_type: str) -> tuple[Sequence[float], Sequence[float], Resample]:
     """Mean, deviation and resampling that a checkpoint asks for; those of its family where it says nothing."""
-    mean, std = next((norm for name, norm in _NORMS.items() if model_type.startswith(name)), _IMAGENET)
+    mean, std = next((norm for name, norm in _NORMS.items() if model_type.startswith(name)), IMAGENET)
     told = told_preprocessing(pretrained) if pretrained is not None else {}
     return told.get("mean", mean), told.get("std", std), told.get("resample", "bicubic")

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from data.inspection.drawing import Overlay, audio_player, graph_figure, mask_layer, picture
+from data.inspection.drawing import Overlay, audio_player, frames_of, graph_figure, mask_layer, picture
 from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
@@ -26,7 +26,6 @@ MASK_LEGEND = (
     '<div class="legend"><span><i style="border-color:#ff5fd2"></i>predicted mask</span><span><i></i>outline of the '
     "reference</span></div>"
 )
-SHOWN_FRAMES = 6
 """Of a video."""
 _SHOWN = re.compile(r"\[(image|video|audio|graph)\] ?")  # the card shows them
 _TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
@@ -78,8 +77,7 @@ def _media(prediction: Prediction, sample: Sample) -> str:
             figures += own
             legends += legend
         elif isinstance(raw, Video):
-            frames, times = raw.sample(SHOWN_FRAMES)
-            figures += [picture(frame, f"{time:.2f} s") for frame, time in zip(frames, times, strict=True)]
+            figures += frames_of(raw, name)
         elif isinstance(raw, Graph):
             texts.append(_node_texts(name, raw))
             figures.append(graph_figure(raw, f"{name}, {raw.num_nodes} nodes"))

@@ -129,9 +129,20 @@ def language_model_tensors(model: Any) -> dict[str, Tensor]:
     return tensors | prefixed("language_model.model.lm_head.", model.lm_head)
 
 
+def only_parts(generalist: Generalist, kind: str, model_type: str) -> tuple[Any, Any]:
+    """The encoder and the projector of the only modality that an architecture has.
+
+    Raises:
+        CheckpointError: If the model has other parts, or its encoder wraps no tower.
+    """
+    given = [*sorted(generalist.encoders), *sorted(generalist.heads)]
+    if given != [kind] or not hasattr(generalist.encoders[kind], "tower"):
+        raise CheckpointError(f"export to '{model_type}': expected an {kind} tower and no heads, got {given}")
+    return generalist.encoders[kind], generalist.projectors[kind]
+
+
 def export_model(
     generalist: Generalist,
-    kind: str,
     model_class: type[PreTrainedModel],
     config: Any,
     tensors: Mapping[str, Tensor],
@@ -142,7 +153,6 @@ def export_model(
 
     Args:
         generalist: The model.
-        kind: The only modality that the architecture has.
         model_class: Its class.
         config: Its configuration.
         tensors: Encoder and projector under its names; the language model's are added here.
@@ -152,9 +162,6 @@ def export_model(
     Raises:
         CheckpointError: If the model has parts that the architecture has no place for.
     """
-    extra = sorted(set(generalist.encoders) - {kind}) + sorted(generalist.heads)
-    if extra:
-        raise CheckpointError(f"export to '{config.model_type}': expected an {kind} encoder and no heads, got {extra}")
     language_model = generalist.language_model
     own = prefixed("model.language_model.", language_model.model.base_model)
     own["lm_head.weight"] = language_model.head_weight.detach()

@@ -65,9 +65,9 @@ def pickled_tensors(path: str | Path, part: str | None) -> dict[str, Tensor]:
             raise CheckpointError(f"'{path}' would run code: expected tensors and settings, got {foreign[:5]}")
         with safe_globals([(Inert, name) for name in named]):
             value = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except CheckpointError:
+        raise
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
-        if isinstance(error, CheckpointError):
-            raise
         raise CheckpointError(f"'{path}': expected a checkpoint of PyTorch: {error}") from None
     found = value.get(part) if part is not None and isinstance(value, dict) else value
     if not isinstance(found, dict):

@@ -25,6 +25,7 @@ from models.foreign.conversion import (
     load_their_config,
     load_their_model,
     load_their_tokenizer,
+    only_parts,
     prefixed,
     settings_of,
 )
@@ -75,14 +76,13 @@ def export(generalist: Generalist, source: str, out: str | Path) -> None:
         CheckpointError: If the model has parts that the architecture has no place for.
     """
     config = _config(source)
-    encoder: Any = generalist.encoders["image"]
-    projector: Any = generalist.projectors["image"]
+    encoder, projector = only_parts(generalist, "image", config.model_type)
     tensors = prefixed("model.vision_tower.", encoder.tower)
     tensors |= prefixed("model.multi_modal_projector.linear_1.", projector.layers[0])
     tensors |= prefixed("model.multi_modal_projector.linear_2.", projector.layers[2])
     if hasattr(projector, "newline"):
         tensors["model.image_newline"] = projector.newline.detach()
-    export_model(generalist, "image", CLASSES[config.model_type], config, tensors, source, out)
+    export_model(generalist, CLASSES[config.model_type], config, tensors, source, out)
 
 
 def _config(source: str) -> PretrainedConfig:

@@ -49,7 +49,8 @@ def load(source: str, tower: str | None = None) -> Conversion:
     encoder = _their_tower(tower)
     if not any(name.startswith("encoders.image.tower.") for name in tensors):  # not tuned, and so not among them
         tensors |= prefixed("encoders.image.tower.", encoder.tower)
-    known = set(LlamaConfig().to_dict()) - {"model_type", "architectures"}
+    older = {"rope_theta", "rope_scaling"}  # names that LlamaConfig takes and no longer has
+    known = (set(LlamaConfig().to_dict()) | older) - {"model_type", "architectures"}
     text = LlamaConfig(**{name: value for name, value in config.items() if name in known})
     return Conversion(
         _our_config(config, text, encoder.tower.config, tower), tensors, load_their_tokenizer(source, VICUNA)

@@ -15,6 +15,7 @@ from models.foreign.conversion import (
     load_their_config,
     load_their_model,
     load_their_tokenizer,
+    only_parts,
     prefixed,
     settings_of,
 )
@@ -63,9 +64,8 @@ def load(source: str) -> Conversion:
 
 def export(generalist: Generalist, source: str, out: str | Path) -> None:
     """Write a converted model in transformers' format again; arguments and errors as for LLaVA."""
-    encoder: Any = generalist.encoders["audio"]
-    projector: Any = generalist.projectors["audio"]
+    encoder, projector = only_parts(generalist, "audio", MODEL_TYPE)
     tensors = prefixed("model.audio_tower.", encoder.tower)
     tensors |= prefixed("model.multi_modal_projector.linear.", projector.layers[0])
     config = load_their_config(source, [MODEL_TYPE])
-    export_model(generalist, "audio", Qwen2AudioForConditionalGeneration, config, tensors, source, out)
+    export_model(generalist, Qwen2AudioForConditionalGeneration, config, tensors, source, out)

@@ -28,6 +28,8 @@ CHAT_TEMPLATE = (
     "{% elif message['role'] == 'assistant' %}{{ message['content'] + eos_token }}{% endif %}"
     "{% endfor %}"
 )
+MARKS = ("<SPEECH>", " </SPEECH> ")
+"""What stands before and after a clip in its prompts; as text, not as control tokens."""
 HEAD_SIZE = 128
 """Width of a head of LLaMA-2."""
 _WHISPER, _WAVLM, _LLAMA = "audio_encoder.", "wavlm_encoder.", "gpt_model.model_llama."
@@ -50,7 +52,12 @@ def load(source: str, tokenizer: str | None = None) -> Conversion:
         raise CheckpointError("wavllm: expected a directory with LLaMA-2's tokenizer (--tokenizer), got none")
     theirs = pickled_tensors(source, "model")
     theirs = {name: value for name, value in theirs.items() if not name.startswith(_UNUSED)}
-    needed = (f"{_LLAMA}tok_embeddings.weight", f"{_WHISPER}subsample.conv_layers.0.weight", "wavlm_audio_proj.weight")
+    needed = (
+        f"{_LLAMA}tok_embeddings.weight",
+        f"{_LLAMA}layers.0.attention.wq_lora_A",
+        f"{_WHISPER}subsample.conv_layers.0.weight",
+        "wavlm_audio_proj.weight",
+    )
     missing = [name for name in needed if name not in theirs]
     if missing:
         raise CheckpointError(f"'{source}': expected a checkpoint of WavLLM, which has {missing}")
@@ -60,6 +67,7 @@ def load(source: str, tokenizer: str | None = None) -> Conversion:
         "encoders": {"audio": _encoder_config(theirs)},
         "projectors": {"audio": _projector_config(theirs)},
         "heads": {},
+        "media_marks": {"audio": list(MARKS)},
     }
     return Conversion(config, ours, load_their_tokenizer(tokenizer, CHAT_TEMPLATE))
 

@@ -12,7 +12,7 @@ from models.projectors.projector import Projector
 
 FREQUENCIES = 16
 SHORTEST, LONGEST = 0.1, 3600.0
-"""Seconds: periods of the slowest and of the fastest wave."""
+"""Seconds: periods of the fastest and of the slowest wave."""
 
 
 class TimedProjector(Projector):

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
+import sys
+from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,17 +18,20 @@ from torch import Tensor
 from data.checks import problems_of
 from data.converters import llava
 from data.converters.conversion import Tally
-from data.media import MediaError, Video, decode_media, encode_video, frame_places, measure
+from data.media import MediaError, Video, decode_media, encode_mask, encode_video, measure
+from data.media.video import _seconds, frame_places
 from data.packing import pack
-from data.records import Media, Message, Part, Record
+from data.records import Media, Message, Part, Record, Target
 from data.render import render, rendered_size
 from data.shards import Sample
 from inference.conversation import Conversation
 from inference.session import Session
+from layers.calls import MediaFeatures
 from tests.tiny import tiny_generalist
 
 pytest.importorskip("av")
 FRAMES, FPS = 10, 4
+SAMPLE = Video.sample
 
 
 def rasters(count: int = FRAMES, width: int = 32, height: int = 16) -> list[Tensor]:
@@ -66,6 +73,58 @@ def test_lossy_mp4_is_read() -> None:
     assert all((a.float() - b.float()).abs().max() < 12 for a, b in zip(found, grey, strict=True))
 
 
+def turned(degrees: int, first: int = 0) -> bytes:
+    """The clip with a display rotation, its first frame at a later stamp."""
+    av = pytest.importorskip("av")
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("libx264rgb", rate=FPS, options={"crf": "0"})
+        track.width, track.height, track.pix_fmt = 32, 16, "rgb24"
+        track.set_display_rotation(degrees)
+        for number, raster in enumerate(rasters()):
+            frame = av.VideoFrame.from_ndarray(raster.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+            frame.pts = first + number
+            container.mux(track.encode(frame))
+        container.mux(track.encode())
+    return stream.getvalue()
+
+
+def test_a_clip_that_was_filmed_sideways_stands_upright() -> None:
+    data = turned(90)
+    assert measure("clip.mp4", data) == (16, 32, FRAMES)
+    found, _ = Video("clip.mp4", data, (16, 32, FRAMES)).sample(FRAMES)
+    assert all(torch.equal(a, torch.rot90(b, 1, (1, 2))) for a, b in zip(found, rasters(), strict=True))
+
+
+def test_seconds_count_from_the_start_and_without_stamps_by_the_frame_rate(clip: Video) -> None:
+    late = Video("clip.mp4", turned(0, first=12), (32, 16, FRAMES))
+    assert late.sample(4)[1] == pytest.approx([0.25, 0.75, 1.5, 2.0], abs=2e-3)
+    track = SimpleNamespace(average_rate=Fraction(4), start_time=None, time_base=Fraction(1, 100))
+    assert _seconds(SimpleNamespace(pts=None, dts=None), track, 6) == 1.5
+    assert _seconds(SimpleNamespace(pts=None, dts=50), track, 6) == 0.5
+
+
+def test_a_missing_package_is_no_bad_sample(clip: Video, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(ModuleNotFoundError, match="install the extra 'video'"):
+        clip.sample(2)
+
+
+def test_boxes_and_masks_after_a_video_lie_on_its_frames(clip: Video) -> None:
+    user = Message("user", (Part("video", media="clip"), Part("text", text="where ?")))
+    call = Message("assistant", (Part("call", task="ground", prompt="it", target="t0"),))
+    media = {"clip": Media("video", "clip.mkv", clip.size)}
+
+    def problems(box: list[float], kind: str = "box") -> list[str]:
+        value = box if kind == "box" else encode_mask(torch.ones(16, 32, dtype=torch.bool))
+        targets = {"t0": Target(kind, value=value)}
+        record = Record("a", "video", "test", "CC0-1.0", "train", (user, call), media, targets)
+        return problems_of(Sample("a", record, {"clip.mkv": clip.data}))
+
+    assert problems([1, 2, 30, 14]) == [] == problems([], "mask")
+    assert len(problems([1, 2, 40, 14])) == 1
+
+
 def test_what_is_wrong_is_named(clip: Video) -> None:
     with pytest.raises(MediaError, match=r"'clip\.mkv': expected 12 frames, got 10"):
         Video("clip.mkv", clip.data, (32, 16, 12)).sample(12)
@@ -103,10 +162,20 @@ def test_frames_become_images_in_order_with_their_times(clip: Video, tmp_path: P
     torch.testing.assert_close(first["token"].total, second["token"].total)
 
 
-def test_a_video_is_asked_about(clip: Video, tmp_path: Path) -> None:
+def test_a_video_is_asked_about(clip: Video, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     session = Session(tiny_generalist(tmp_path), max_new_tokens=4)
-    (reply,) = session.generate([Conversation.ask("where is the red 7 ?", videos=[clip])])
-    assert reply.token_ids is not None
+    seen: list[Tensor] = []
+
+    def look(media: MediaFeatures) -> MediaFeatures:
+        assert media.load_original is not None
+        seen.append(media.load_original())
+        return media
+
+    decoded: list[int] = []
+    monkeypatch.setattr(Video, "sample", lambda self, count: decoded.append(count) or SAMPLE(self, count))
+    session.generate([Conversation.ask("where is the red 7 ?", videos=[clip])], head_media_transform=look)
+    assert len(seen) == 8 and torch.equal(seen[6], rasters()[frame_places(FRAMES, 8)[6]])
+    assert decoded == [8, 8]  # once for the model, once for all originals
 
 
 def test_llava_conversations_with_video_files(clip: Video, tmp_path: Path) -> None:

@@ -188,10 +188,15 @@ def test_texts_through_a_sentence_encoder(bert: str) -> None:
     encoder.eval()
     for graph, features in zip(graphs, _encode(encoder, graphs), strict=True):
         torch.testing.assert_close(features, _encode(encoder, [graph])[0], atol=1e-5, rtol=1e-5)
-    hidden = {**items[0], "x": items[0]["x"] * torch.tensor([[0.0], [1.0]])}
+    hidden = {**items[0], "shown": torch.tensor([[0.0], [1.0]])}
     layout = encoder.processor.layout((2,))
     shown, unseen = (encoder.nodes(encoder.collate([item]), Layout([layout])) for item in (items[0], hidden))
     assert torch.equal(shown[1], unseen[1]) and not torch.allclose(shown[0], unseen[0])
+    wordless, _ = encoder.processor(_graph(["?!", "json"], []))
+    assert not wordless["x"][0].any() and encoder.nodes(encoder.collate([wordless]), Layout([layout]))[0].any()
+    bare = {**wordless, "shown": torch.tensor([[0.0], [1.0]])}
+    with_text, without = (encoder.nodes(encoder.collate([item]), Layout([layout])) for item in (wordless, bare))
+    assert not torch.allclose(with_text[0], without[0])  # "?!" is a text too
     encoder.processor.max_text_tokens = 4
     with pytest.raises(ValueError, match="expected node texts of 1 to 4 tokens, got 5 in node 1"):
         encoder.processor(graphs[0])

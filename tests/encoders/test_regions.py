@@ -14,10 +14,10 @@ from transformers import Mask2FormerConfig, Mask2FormerModel
 from encoders.vision import RegionEncoder
 from encoders.vision.regions import MASK_SIDE, box_features
 from layers.layout import ItemLayout, Layout
+from models.generalist import seen_by_heads
 from models.projectors import MLPProjector, PoolProjector, RegionProjector
-from training.objectives import TowerBatch
+from training.objectives import Encode, TowerBatch
 from training.region_objective import RegionObjective
-from training.towers import _Encode
 
 SIZE, QUERIES, REGIONS, WIDTH = 64, 7, 4, 32
 BACKBONE: dict[str, Any] = {"model_type": "swin", "image_size": SIZE, "embed_dim": 8, "depths": [1, 1, 1, 1]}
@@ -98,6 +98,20 @@ def test_a_projector_for_grids_and_one_for_regions() -> None:
         PoolProjector(WIDTH, 16)(features, layout)
 
 
+def test_heads_get_the_cells_alone() -> None:
+    layout = ItemLayout((2, 3), (8, 8), regions=REGIONS)
+    features = torch.randn(6 + REGIONS, WIDTH)
+    seen = seen_by_heads("image", layout, {"pixel_values": torch.zeros(3, 8, 8)}, features)
+    assert torch.equal(seen.features, features[:6]) and seen.layout.num_features == 6
+    assert seen.inputs["pixel_values"].shape == (3, 8, 8)
+    tiled = ItemLayout((2, 2), (8, 8), tiles=(1, 2))
+    views = seen_by_heads(
+        "image", tiled, {"pixel_values": torch.arange(3)[:, None, None, None]}, torch.randn(12, WIDTH)
+    )
+    assert views.inputs["pixel_values"].flatten().tolist() == [0] and views.layout.num_features == 4
+    assert len(views.features) == 4
+
+
 def test_the_tower_learns_to_propose_what_is_there() -> None:
     torch.manual_seed(0)
     tower, objective = encoder(level=2).train(), RegionObjective(WIDTH, num_points=64)
@@ -112,7 +126,7 @@ def test_the_tower_learns_to_propose_what_is_there() -> None:
         targets.append({"masks": masks, "boxes": own})
     items, layouts = zip(*[tower.processor(raster) for raster in rasters], strict=True)
     batch = TowerBatch(list(items), Layout(layouts), targets, ["a", "b"])
-    encode = _Encode(tower, batch.layout)
+    encode = Encode(tower, batch.layout)
     optimizer = torch.optim.AdamW([*tower.parameters(), *objective.parameters()], 2e-3)
     losses = []
     for _ in range(60):
@@ -150,4 +164,4 @@ def test_another_tower_has_no_proposals() -> None:
     objective = RegionObjective(WIDTH)
     tower: Any = nn.Identity()
     with pytest.raises(ValueError, match="expected a RegionEncoder, got Identity"):
-        objective(_Encode(tower, Layout([])), TowerBatch([], Layout([]), [], []))
+        objective(Encode(tower, Layout([])), TowerBatch([], Layout([]), [], []))

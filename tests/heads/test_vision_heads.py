@@ -176,7 +176,9 @@ def test_a_drawing_goes_beyond_what_is_expected_without_its_states() -> None:
     with torch.no_grad():
         head.no_condition.fill_(0.25)
 
-    def image_of_its_states(sample: torch.Tensor, time: torch.Tensor, maps: torch.Tensor, embedding: torch.Tensor):  # type: ignore[no-untyped-def]
+    def image_of_its_states(
+        sample: torch.Tensor, time: torch.Tensor, maps: torch.Tensor, embedding: torch.Tensor
+    ) -> torch.Tensor:
         assert torch.equal(maps[0], head._draw_maps(embedding[0]))  # the sketch is that of the same states
         return embedding[:, :1, None, None].expand_as(sample)
 
@@ -188,18 +190,30 @@ def test_a_drawing_goes_beyond_what_is_expected_without_its_states() -> None:
     assert guided.unique().tolist() == [255] and plain.unique().tolist() == [191]  # .25 + 3 * (.5 - .25), and .5
 
 
+def test_drawings_and_edits_of_one_size_are_decoded_apart() -> None:
+    torch.manual_seed(0)
+    head = FlowImageHead(8, 8, num_queries=2, canvas_size=(64, 64), channels=(8, 16), num_steps=2).eval()
+    edit, drawing = context("edit"), HeadContext(Call("draw", "red 3"))
+    states = torch.randn(4, 8)
+    both = head.decode(head(states, [2, 2], [edit, drawing]), [edit, drawing])
+    for place, one in enumerate((edit, drawing)):
+        (alone,) = head.decode(head(states[2 * place : 2 * place + 2], [2], [one]), [one])
+        assert isinstance(alone, ImageResult) and isinstance(both[place], ImageResult)
+        assert (alone.image.int() - both[place].image.int()).abs().max() <= 1
+
+
 def test_drawings_learn_now_and_then_without_their_states() -> None:
     drawing, targets = [HeadContext(Call("draw", "red 3"))], [{"canvas": torch.rand(3, 8, 8)}]
     states = torch.randn(2, 8)
 
-    def gradient(head: FlowImageHead) -> torch.Tensor:
+    def reached(head: FlowImageHead) -> bool:
         head.loss(head(states, [2], drawing), targets).total.backward()
-        return torch.as_tensor(head.no_condition.grad).abs().sum()
+        return head.no_condition.grad is not None and bool(head.no_condition.grad.any())
 
     torch.manual_seed(0)
-    assert gradient(flow(num_draws=64, condition_dropout=0.5)) > 0
-    assert gradient(flow(num_draws=64, condition_dropout=0.5).eval()) == 0
-    assert gradient(flow(num_draws=64, condition_dropout=0.0, guidance=1.0)) == 0
+    assert reached(flow(num_draws=64, condition_dropout=0.5))
+    assert not reached(flow(num_draws=64, condition_dropout=0.5).eval())
+    assert not reached(flow(num_draws=64, condition_dropout=0.0, guidance=1.0))
     with pytest.raises(ValueError, match="needs draws without the states"):
         flow(condition_dropout=0.0)
     with pytest.raises(ValueError, match="share from 0 to below 1, got 1"):

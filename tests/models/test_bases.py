@@ -26,7 +26,7 @@ from tests.encoders.test_speech import WAVLM, WHISPER
 from tests.tiny import CONFIG, tiny_tokenizer
 
 BASES = {
-    "language_model.": "llama",
+    "language_model.model.": "llama",
     "encoders.image.tower.": "clip",
     "encoders.audio.whisper.encoder.": "whisper",
     "encoders.audio.wavlm.model.": "wavlm",

@@ -121,6 +121,22 @@ def test_another_shape_is_refused(saved: Path) -> None:
         load_checkpoint(saved)
 
 
+@pytest.mark.parametrize(
+    ("alias", "name"),
+    [
+        ("language_model.forward", "language_model.embed"),
+        ("language_model.model.model.norm.weight", "language_model.model.model.embed_tokens.weight"),
+        ("language_model.stranger", "language_model.model.model.norm.weight"),
+    ],
+)
+def test_a_manifest_shares_nothing_but_tensors_of_one_shape(saved: Path, alias: str, name: str) -> None:
+    manifest = json.loads((saved / MANIFEST).read_text())
+    manifest["aliases"][alias] = name
+    (saved / MANIFEST).write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=f"'{alias}' cannot share '{name}': expected tensors of one shape"):
+        load_checkpoint(saved)
+
+
 def test_a_planted_class_is_refused_before_it_is_imported(tmp_path: Path, saved: Path) -> None:
     module = tmp_path / "planted.py"
     module.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\nclass Encoder: pass\n")

@@ -25,10 +25,11 @@ from data.render import render_prompt
 from inference.conversation import Conversation
 from inference.session import Session
 from models.__main__ import main as models_main
+from models.checkpoint import save_checkpoint
 from models.generalist import Generalist
 from models.tokenizer import save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
-from tests.tiny import WORDS
+from tests.tiny import WORDS, tiny_config, tiny_generalist
 
 SIDE = 24
 NORM = ([0.4, 0.5, 0.6], [0.2, 0.3, 0.25])
@@ -164,6 +165,14 @@ def test_what_is_exported_is_loaded_by_transformers(kind: str, tmp_path: Path) -
     state = again.state_dict()
     assert set(state) == set(theirs.state_dict())
     assert all(torch.equal(value, state[name]) for name, value in theirs.state_dict().items())
+
+
+def test_a_model_with_other_parts_is_not_exported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    saved("llava", tmp_path / "theirs")
+    save_checkpoint(tiny_generalist(tmp_path), tiny_config(tmp_path), tmp_path / "ours")
+    paths = [str(tmp_path / name) for name in ("theirs", "ours", "back")]
+    assert models_main(["convert", "llava", paths[0], "--back", paths[1], "--out", paths[2]]) == 2
+    assert "expected an image tower and no heads, got ['audio', 'graph', 'image'" in capsys.readouterr().err
 
 
 def test_tokens_of_a_task_table_come_along(tmp_path: Path) -> None:

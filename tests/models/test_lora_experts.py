@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from data.packing import pack
+from models.adapters import merge_adapters
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.language import LanguageModel
@@ -82,7 +83,16 @@ def test_balance_is_nought_where_all_are_used_alike() -> None:
     assert balance_loss(layer).item() == pytest.approx(2.0)  # variance 2/9 over mean² 1/9
 
 
-def test_balance_joins_the_loss_and_a_checkpoint_returns_the_experts(tmp_path: Path) -> None:
+def test_balance_joins_the_loss_and_a_checkpoint_returns_the_experts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    balances: list[torch.Tensor] = []
+
+    def recorded(model: nn.Module) -> torch.Tensor:
+        balances.append(balance_loss(model))
+        return balances[-1]
+
+    monkeypatch.setattr("models.generalist.balance_loss", recorded)
     config = tiny_config(tmp_path)
     config["language_model"] = {**config["language_model"], "lora_experts": EXPERTS | {"balance_weight": 0.5}}
     model = build_generalist(config).train()
@@ -94,8 +104,14 @@ def test_balance_joins_the_loss_and_a_checkpoint_returns_the_experts(tmp_path: P
     losses = model(batch)
     plain = model.eval()(batch)
     added = losses["token"].total - plain["token"].total
-    torch.testing.assert_close(added, 0.5 * balance_loss(model) * plain["token"].count, atol=1e-3, rtol=1e-3)
-    assert added > 0
+    (balance,) = balances  # in training alone
+    torch.testing.assert_close(added, 0.5 * balance * plain["token"].count, atol=1e-3, rtol=1e-3)
+    assert added > 0 and all(module.shares is None for module in model.modules() if isinstance(module, ExpertLinear))
+    model.language_model.requires_grad_(False)
+    assert torch.equal(model.train()(batch)["token"].total, plain["token"].total) and len(balances) == 1
+    pytest.importorskip("peft")
+    with pytest.raises(ValueError, match="got experts with a router, which cannot be merged"):
+        merge_adapters(model.language_model)
     save_checkpoint(model, config, tmp_path / "experts")
     again = load_checkpoint(tmp_path / "experts")
     torch.testing.assert_close(states(again.language_model), states(model.language_model))

@@ -11,9 +11,10 @@ from torch import nn
 
 from data.packing import pack
 from data.records import Message, Part
-from data.render import instruction_of
+from data.render import instruction_of, render_prompt
 from inference.conversation import Conversation
 from inference.session import Session
+from layers.media import Audio
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.generalist import Generalist
@@ -154,6 +155,22 @@ def test_the_instruction_is_what_the_first_user_turn_says() -> None:
     later = Message("user", (Part("text", text="and now?"),))
     assert instruction_of([Message("system", (Part("text", text="be kind"),)), question, later]) == "what is said?"
     assert instruction_of([Message("user", (Part("audio", media="clip"),))]) == ""
+
+
+def test_marks_of_media_stand_in_the_prompt_and_not_in_the_instruction(tmp_path: Path) -> None:
+    _, config = gated_generalist(tmp_path)
+    plain, marked = build_generalist(config), build_generalist({**config, "media_marks": {"audio": ["say", "hello"]}})
+    clip = {"clip": Audio(torch.randn(16_000) * 0.1, 16_000)}
+    question = [Message("user", (Part("audio", media="clip"), Part("text", text="yes or no ?")))]
+    bare, given = (render_prompt(question, clip, model.plan()) for model in (plain, marked))
+    assert plain.plan().hash != marked.plan().hash and given.instruction == bare.instruction
+    before, after = (marked.tokenizer(word, add_special_tokens=False)["input_ids"] for word in ("say", "hello"))
+    first, last = given.media[0].positions[0], given.media[0].positions[-1]
+    assert given.input_ids[first - len(before) : first] == before
+    assert given.input_ids[last + 1 : last + 1 + len(after)] == after
+    assert len(given.input_ids) == len(bare.input_ids) + len(before) + len(after)
+    with pytest.raises(ValueError, match=r"media_marks: expected some of .*, got \['smell'\]"):
+        build_generalist({**config, "media_marks": {"smell": ["a", "b"]}})
 
 
 def test_gates_are_given_where_they_are_wanted_and_only_there() -> None:

@@ -11,13 +11,15 @@ import torch.nn.functional as F
 import yaml
 
 from models.__main__ import main as models_main
+from models.build import build_generalist
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.generalist import load_tokenizer
 from models.language import LanguageModel
 from models.token_loss import supervised_rows
 from models.tokenizer import save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 from tests.models.test_attention import GROUPED, LENGTHS, packed_inputs
-from tests.tiny import TASKS, WORDS
+from tests.tiny import TASKS, WORDS, tiny_config
 
 FIRST, COUNT = 55, 9  # within a table of 61 rows, the last six of which pad it
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -73,6 +75,21 @@ def test_the_table_can_stay_frozen_while_the_rows_learn() -> None:
         "new_tokens.embedding",
         "new_tokens.output_embedding",
     }
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_checkpoint_returns_the_rows(tied: bool, tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    language_model = config["language_model"]
+    vocabulary = language_model["config"]["vocab_size"]
+    own = {**language_model["config"], "vocab_size": vocabulary - 4, "tie_word_embeddings": tied}
+    rows = {"first": vocabulary - 4, "count": 4}
+    config["language_model"] = {**language_model, "config": own, "new_tokens": rows}
+    model = build_generalist(config)
+    saved = save_checkpoint(model, config, tmp_path / "checkpoint")
+    again = load_checkpoint(saved).state_dict()
+    assert ("language_model.new_tokens.output_embedding" in again) != tied
+    assert all(torch.equal(value, again[name]) for name, value in model.state_dict().items())
 
 
 def test_new_rows_begin_among_the_old_and_differ() -> None:

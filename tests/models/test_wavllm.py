@@ -221,6 +221,10 @@ def test_settings_come_to_nothing(tmp_path: Path) -> None:
     assert torch.equal(pickled_tensors(path, "model")["a"], torch.arange(3))
 
 
+def test_prompts_have_the_clip_between_their_marks(converted: tuple[dict[str, Tensor], Generalist]) -> None:
+    assert converted[1].plan().media_marks == {"audio": ("<SPEECH>", " </SPEECH> ")}
+
+
 def test_another_model(tmp_path: Path) -> None:
     torch.save({"model": {"layer.weight": torch.ones(2)}}, tmp_path / "other.pt")
     arguments = ["convert", "wavllm", str(tmp_path / "other.pt"), "--out", str(tmp_path / "out")]
