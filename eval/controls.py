@@ -22,7 +22,8 @@ from inference.conversation import Conversation
 from layers.calls import MediaFeatures
 from models.build import build_generalist
 from models.checkpoint import CONFIG, TASKS, TOKENIZER, declared_bases
-from models.generalist import EncodedMedia, Generalist
+from models.generalist import Generalist
+from models.media import EncodedMedia
 
 PREDICTED_CONTROLS = ("blind", "shuffled", "zeroed", "random_weights")
 CONTROLS = (*PREDICTED_CONTROLS, "constant")

@@ -61,7 +61,7 @@ class Steppable(Protocol):
         """Embeddings of (B, S) token ids, query tokens included."""
 
     def step(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, gates: Any = None
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, conditions: Any = None
     ) -> Any:
         """One cached forward: an object with ``logits_last`` (B, V), ``hidden_states`` (B, S, d) and ``cache``."""
 
@@ -110,11 +110,14 @@ class Constraint(Protocol):
         """Take the B tokens that were appended."""
 
 
-class RowGates(Protocol):
-    """What conditions each row's steps, such as :class:`models.prompt_gate.Gates`."""
+class RowConditions(Protocol):
+    """What conditions each row's steps, such as :class:`models.conditions.Conditions`."""
 
-    def rows(self, index: Tensor) -> RowGates:
+    def rows(self, index: Tensor) -> RowConditions:
         """Those of the rows that stay in the batch."""
+
+    def following(self, token_ids: Tensor) -> RowConditions:
+        """Those of the step of one more token per row, (B,)."""
 
 
 @torch.inference_mode()
@@ -128,7 +131,7 @@ def decode(
     followers: Sequence[Follower] | None = None,
     constraint: Constraint | None = None,
     streams: Sequence[int] | None = None,
-    gates: RowGates | None = None,
+    conditions: RowConditions | None = None,
 ) -> list[Decoded]:
     """Continue a batch of prompts until each ends its turn or reaches the limit.
 
@@ -144,7 +147,7 @@ def decode(
         followers: One per prompt; the tokens that they force are placed, learned queries among them.
         constraint: Applied before a token is chosen.
         streams: Number of each reply's random stream; their place in the batch by default.
-        gates: What the model's prompt gate made of the prompts' instructions; handed to every step.
+        conditions: What the model is conditioned on besides the prompts' embeddings.
 
     Returns:
         One :class:`Decoded` per prompt, in order.
@@ -160,7 +163,7 @@ def decode(
     device = prompts[0].device
     inputs_embeds, attention_mask, position_ids = left_pad(prompts, room=options.max_new_tokens)
     width = inputs_embeds.shape[1]
-    output = model.step(inputs_embeds, attention_mask[:, :width], position_ids, None, gates)
+    output = model.step(inputs_embeds, attention_mask[:, :width], position_ids, None, conditions)
     next_positions = position_ids[:, -1:] + 1
 
     chooser = _Chooser(options, list(streams) if streams is not None else list(range(len(prompts))))
@@ -189,13 +192,14 @@ def decode(
             kept = torch.tensor(keep, device=device)
             output.cache.batch_select_indices(kept)
             attention_mask, next_positions = attention_mask[kept], next_positions[kept]
-            gates = None if gates is None else gates.rows(kept)
+            conditions = None if conditions is None else conditions.rows(kept)
             rows, chosen = [rows[place] for place in keep], [chosen[place] for place in keep]
         fed = torch.tensor(chosen, device=device)
         if constraint is not None:
             constraint.advance(chosen)
+        conditions = None if conditions is None else conditions.following(fed)
         output = model.step(
-            model.embed(fed[:, None]), attention_mask[:, : width + new + 1], next_positions, output.cache, gates
+            model.embed(fed[:, None]), attention_mask[:, : width + new + 1], next_positions, output.cache, conditions
         )
         next_positions = next_positions + 1
         for place, row in enumerate(rows):

@@ -20,8 +20,9 @@ from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decod
 from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
 from layers.head import Head
-from models.generalist import EncodedMedia, Generalist, seen_by_heads
-from models.prompt_gate import Gates
+from models.conditions import Conditions
+from models.generalist import Generalist
+from models.media import EncodedMedia, seen_by_heads
 from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import CallParser, Parsed
 
@@ -150,8 +151,9 @@ class Session:
         encode_seconds = clock.lap()
         available = [self.plan.tasks.available([item.kind for item in items]) for items in media]
         instructions = [torch.tensor(item.instruction, device=self.generalist.device) for item in rendered]
-        gates = self.generalist.language_model.gates(instructions)
-        decoded = self._decode(prompts, available, opening, [index for index, _ in batch], gates)
+        rows = [torch.tensor(item.input_ids, device=self.generalist.device) for item in rendered]
+        conditions = self.generalist.conditions(rows, instructions)
+        decoded = self._decode(prompts, available, opening, [index for index, _ in batch], conditions)
         decode_seconds = clock.lap()
         parsed = [
             self.generalist.router.route(item.token_ids, item.hidden_states, names)
@@ -203,7 +205,7 @@ class Session:
         available: Sequence[Sequence[str]],
         opening: str | None,
         streams: Sequence[int],
-        gates: Gates | None,
+        conditions: Conditions,
     ) -> list[Decoded]:
         model, vocabulary, tokenizer = self.generalist, self.plan.vocabulary, self.plan.tokenizer
         return decode(
@@ -215,7 +217,7 @@ class Session:
             followers=self._followers(len(prompts), opening),
             constraint=CallConstraint(vocabulary, available) if self.constrained else None,
             streams=streams,
-            gates=gates,
+            conditions=conditions,
         )
 
     def _followers(self, count: int, opening: str | None) -> Sequence[Follower] | None:

@@ -17,12 +17,13 @@ from layers.batch import Batch, HeadCall, MediaBatch
 from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
 from layers.head import Head, LossTerm
-from layers.layout import ItemLayout, Layout
+from models.conditioned_experts import CALL
+from models.conditions import Conditions
 from models.language import LanguageModel
 from models.lora_experts import balance_loss
+from models.media import EncodedMedia, seen_by_heads
 from models.plan import BatchPlan
 from models.projectors import Projector
-from models.prompt_gate import Gates
 from models.token_loss import supervised_rows
 from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
@@ -32,43 +33,12 @@ TOKEN_LOSS = "token"
 
 
 @dataclass
-class EncodedMedia:
-    """The items of one modality after encoder and projector.
-
-    Args:
-        features: (ΣN, d) encoder features, which heads read.
-        layout: Their layout.
-        projected: (ΣN', d_llm) tokens, which the language model reads.
-        projected_layout: Their layout.
-    """
-
-    features: Tensor
-    layout: Layout
-    projected: Tensor
-    projected_layout: Layout
-
-
-@dataclass
 class StepOutput:
     """One cached forward: (B, V) logits of the last position, (B, S, d) hidden states, and the cache."""
 
     logits_last: Tensor
     hidden_states: Tensor
     cache: Cache
-
-
-def seen_by_heads(kind: str, layout: ItemLayout, inputs: dict[str, Tensor], features: Tensor) -> MediaFeatures:
-    """What heads get of an item: of an image in tiles or with regions, the cells of the whole image alone.
-
-    Args:
-        kind: Its modality.
-        layout: Of its features.
-        inputs: Of its encoder.
-        features: (N, d).
-    """
-    if layout.num_views > 1:
-        inputs = {**inputs, "pixel_values": inputs["pixel_values"][0]}
-    return MediaFeatures(kind, features[: layout.whole.num_features], layout.whole, inputs)
 
 
 class Generalist(nn.Module):
@@ -113,6 +83,7 @@ class Generalist(nn.Module):
         self.router = router if router is not None else MarkerRouter(self.vocabulary)
         self._check_parts()
         self._query_slots = self._build_query_slots()
+        self.register_buffer("situation_of", self._situation_of(), persistent=False)
 
     @classmethod
     def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Self:
@@ -211,8 +182,14 @@ class Generalist(nn.Module):
         embeds = self.embed(batch.input_ids[0])
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
-        gates = self.language_model.gates(batch.instructions)
-        states = self.language_model(embeds[None], batch.position_ids, batch.segment_lengths, gates)
+        conditions = self.conditions(batch.input_ids[0].split(batch.segment_lengths), batch.instructions)
+        states = self.language_model(
+            embeds[None],
+            batch.position_ids,
+            batch.segment_lengths,
+            conditions.gates,
+            conditions.packed_situations(),
+        )
         losses = {TOKEN_LOSS: self._token_loss(states, batch)}
         if self.language_model.training and self.language_model.balance_weight:
             balance = self.language_model.balance_weight * balance_loss(self.language_model)
@@ -231,12 +208,37 @@ class Generalist(nn.Module):
         attention_mask: Tensor,
         position_ids: Tensor,
         cache: Cache | None,
-        gates: Gates | None = None,
+        conditions: Conditions | None = None,
     ) -> StepOutput:
-        """One cached forward of new positions; arguments as in :meth:`LanguageModel.forward_cached`."""
-        output = self.language_model.forward_cached(inputs_embeds, attention_mask, position_ids, cache, gates)
+        """One cached forward of new positions; arguments as in :meth:`LanguageModel.forward_cached`.
+
+        Args:
+            inputs_embeds: (B, S, d).
+            attention_mask: (B, past + S).
+            position_ids: (B, S).
+            cache: Of the last step, or None.
+            conditions: Of the rows and their new tokens.
+        """
+        conditions = conditions or Conditions()
+        output = self.language_model.forward_cached(
+            inputs_embeds, attention_mask, position_ids, cache, conditions.gates, conditions.padded_situations()
+        )
         logits = self.language_model.logits(output.hidden_states[:, -1])
         return StepOutput(logits, output.hidden_states, output.cache)
+
+    def conditions(self, rows: Sequence[Tensor], instructions: Sequence[Tensor]) -> Conditions:
+        """What the language model is conditioned on, besides embeddings.
+
+        Args:
+            rows: (L,) token ids of each sample.
+            instructions: (L,) ids of each sample's instruction.
+        """
+        gates = self.language_model.gates(instructions)
+        if self.language_model.situations is None:
+            return Conditions(gates)
+        table = self.situation_of
+        assert isinstance(table, Tensor)
+        return Conditions(gates, [table[row] for row in rows], table)
 
     def head_contexts(
         self, calls: list[HeadCall], media: Mapping[str, MediaBatch], encoded: Mapping[str, EncodedMedia]
@@ -320,6 +322,15 @@ class Generalist(nn.Module):
         head = self.heads[name]
         assert isinstance(head, Head)
         return head
+
+    def _situation_of(self) -> Tensor | None:
+        """(V,) what each token is, where the language model has experts for it."""
+        if self.language_model.situations is None:
+            return None
+        media = self.vocabulary.media_ids
+        calls = self.vocabulary.control_ids - set(media.values())
+        ids = {CALL: sorted(calls), **{kind: [index] for kind, index in media.items()}}
+        return self.language_model.situations.of_tokens(self.language_model.vocab_size, ids)
 
     def _build_query_slots(self) -> dict[str, list[tuple[int, int]]]:
         slots: dict[str, list[tuple[int, int]]] = {}

@@ -13,6 +13,7 @@ from transformers.cache_utils import Cache
 
 from models.adapters import Lora, add_lora
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
+from models.conditioned_experts import ConditionedExperts, Situations, add_conditioned_experts
 from models.lora_experts import LoraExperts, add_experts
 from models.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
 from models.token_loss import chunked_cross_entropy, linear_cross_entropy
@@ -41,6 +42,8 @@ class LanguageModel(nn.Module):
         lora: Low-rank updates beside frozen weights: arguments of :class:`models.adapters.Lora`.
         prompt_gate: A gate by the instruction on those updates: arguments of :class:`models.prompt_gate.PromptGate`.
         lora_experts: Instead of ``lora``, mixtures of updates: arguments of :class:`models.lora_experts.LoraExperts`.
+        conditioned_experts: Mixtures of whole layers by what a token is: arguments of
+            :class:`models.conditioned_experts.ConditionedExperts`; not beside updates.
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
@@ -60,6 +63,7 @@ class LanguageModel(nn.Module):
         lora: Lora | None = None,
         prompt_gate: PromptGate | None = None,
         lora_experts: LoraExperts | None = None,
+        conditioned_experts: ConditionedExperts | None = None,
     ) -> None:
         super().__init__()
         overrides = dict(config or {})
@@ -80,6 +84,11 @@ class LanguageModel(nn.Module):
         self.model = model
         self.bases: Mapping[str, str] = {} if pretrained is None else {"model.": pretrained}
         self._add_adapters(lora, prompt_gate, lora_experts)
+        self.situations: Situations | None = None
+        if conditioned_experts is not None:
+            if lora is not None or lora_experts is not None:
+                raise ValueError("conditioned_experts: expected no low-rank updates beside them, got some")
+            self.situations = add_conditioned_experts(self.model, conditioned_experts)
         self.new_tokens = None
         if new_tokens is not None:
             tied = self.head_weight is self._embedding.weight or bool(hf_config.tie_word_embeddings)
@@ -175,15 +184,35 @@ class LanguageModel(nn.Module):
         lists = [module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList)]
         return next(module for module in lists if len(module) == self.config.num_hidden_layers)[-1]
 
-    def _use(self, gates: Gates | None, values: Callable[[Gates], dict[int, Tensor]]) -> None:
-        if (gates is None) != (self.gate is None):
-            expected, got = ("no gates", "some") if self.gate is None else ("gates of the instructions", "none")
-            raise ValueError(f"language model: expected {expected}, got {got}")
+    def _use(
+        self,
+        gates: Gates | None,
+        values: Callable[[Gates], dict[int, Tensor]],
+        situations: Tensor | None,
+        inputs_embeds: Tensor,
+    ) -> None:
+        for given, part, name in (
+            (gates, self.gate, "gates of the instructions"),
+            (situations, self.situations, "situations of the tokens"),
+        ):
+            if (given is None) != (part is None):
+                expected, got = (f"no {name}", "some") if part is None else (name, "none")
+                raise ValueError(f"language model: expected {expected}, got {got}")
         if gates is not None:
             self._updates.use(values(gates))
+        if situations is not None and self.situations is not None:
+            if situations.shape != inputs_embeds.shape[:2]:
+                expected_size, size = tuple(inputs_embeds.shape[:2]), tuple(situations.shape)
+                raise ValueError(f"language model: expected situations {expected_size}, got {size}")
+            self.situations.use(situations)
 
     def forward(
-        self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int], gates: Gates | None = None
+        self,
+        inputs_embeds: Tensor,
+        position_ids: Tensor,
+        segment_lengths: list[int],
+        gates: Gates | None = None,
+        situations: Tensor | None = None,
     ) -> Tensor:
         """Hidden states of a pack.
 
@@ -192,15 +221,16 @@ class LanguageModel(nn.Module):
             position_ids: (1, T), restarting per segment.
             segment_lengths: Tokens per segment.
             gates: What :meth:`gates` returned for the segments' instructions.
+            situations: (1, T) of the tokens, as indices, where the model has conditioned experts.
 
         Returns:
             (T, d) states after the final norm.
 
         Raises:
             ValueError: If the segments do not fill the row, the architecture did not hand the segments to its
-                attention, or a model with a prompt gate is given no gates.
+                attention, or what the model is conditioned on is missing.
         """
-        self._use(gates, lambda given: given.per_token(segment_lengths))
+        self._use(gates, lambda given: given.per_token(segment_lengths), situations, inputs_embeds)
         return self._packed(inputs_embeds, position_ids, segment_lengths)
 
     def _packed(self, inputs_embeds: Tensor, position_ids: Tensor, segment_lengths: list[int]) -> Tensor:
@@ -231,6 +261,7 @@ class LanguageModel(nn.Module):
         position_ids: Tensor,
         cache: Cache | None,
         gates: Gates | None = None,
+        situations: Tensor | None = None,
     ) -> CachedOutput:
         """Hidden states of new tokens given a cache of earlier ones.
 
@@ -240,8 +271,9 @@ class LanguageModel(nn.Module):
             position_ids: (B, S).
             cache: What the last call returned, or None.
             gates: Of the rows' instructions, where the model has a prompt gate.
+            situations: (B, S) of the new tokens, where the model has conditioned experts.
         """
-        self._use(gates, Gates.per_row)
+        self._use(gates, Gates.per_row, situations, inputs_embeds)
         output = self.model.base_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,

@@ -1,4 +1,4 @@
-"""``python -m models merge``: a checkpoint without adapters, their updates folded into the weights."""
+"""``python -m models merge``: a checkpoint without adapters or experts, folded into dense weights."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ import yaml
 
 from models.adapters import merge_adapters
 from models.checkpoint import CONFIG, CheckpointError, load_checkpoint, save_checkpoint
+from models.conditioned_experts import SITUATIONS, merge_conditioned_experts
 
-HELP = "fold the adapters of a checkpoint into its weights"
+HELP = "fold the adapters of a checkpoint, or its experts for one situation, into its weights"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
     parser.add_argument("checkpoint", type=Path, help="a checkpoint directory")
+    parser.add_argument(
+        "--situation",
+        choices=sorted(SITUATIONS),
+        help="of conditioned experts, leave those of these tokens, such as text",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder of the merged checkpoint")
 
 
@@ -24,11 +30,12 @@ def run(args: argparse.Namespace) -> int:
     """Merge; status 2 if there is nothing to merge, or no checkpoint."""
     try:
         generalist = load_checkpoint(args.checkpoint)
-        merged = merge_adapters(generalist.language_model)
+        model, part = generalist.language_model, "lora" if args.situation is None else "conditioned_experts"
+        merged = merge_adapters(model) if args.situation is None else merge_conditioned_experts(model, args.situation)
         if not merged:
-            raise CheckpointError(f"'{args.checkpoint}': expected adapters, got a language model without any")
+            raise CheckpointError(f"'{args.checkpoint}': expected {part}, got a language model without any")
         config = yaml.safe_load((args.checkpoint / CONFIG).read_text())
-        del config["language_model"]["lora"]
+        del config["language_model"][part]
         config |= {"tasks": generalist.tasks.to_dict(), "tokenizer": str(args.checkpoint / "tokenizer")}
         save_checkpoint(generalist, config, args.out)
     except (CheckpointError, OSError, ValueError) as error:

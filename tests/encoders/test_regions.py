@@ -14,7 +14,7 @@ from transformers import Mask2FormerConfig, Mask2FormerModel
 from encoders.vision import RegionEncoder
 from encoders.vision.regions import MASK_SIDE, box_features
 from layers.layout import ItemLayout, Layout
-from models.generalist import seen_by_heads
+from models.media import seen_by_heads
 from models.projectors import MLPProjector, PoolProjector, RegionProjector
 from training.objectives import Encode, TowerBatch
 from training.region_objective import RegionObjective

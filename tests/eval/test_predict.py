@@ -20,7 +20,8 @@ from eval.predict import Asker, Options, predict
 from inference.conversation import Conversation
 from inference.session import Session
 from models.checkpoint import save_checkpoint
-from models.generalist import EncodedMedia, Generalist
+from models.generalist import Generalist
+from models.media import EncodedMedia
 from tests.eval.conftest import answer_sample, call_sample, picture, write_shards
 from tests.tiny import tiny_config, tiny_generalist
 

@@ -180,9 +180,9 @@ class Script:
         generalist.step = self  # type: ignore[method-assign, assignment]
 
     def __call__(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, gates: Any = None
+        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, conditions: Any = None
     ) -> StepOutput:
-        output = self.step_of_model(inputs_embeds, attention_mask, position_ids, cache, gates)
+        output = self.step_of_model(inputs_embeds, attention_mask, position_ids, cache, conditions)
         self.steps = 0 if cache is None else self.steps + 1
         logits = torch.zeros_like(output.logits_last)
         for row, length in enumerate((attention_mask.sum(1) - self.steps).tolist()):

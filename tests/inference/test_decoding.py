@@ -38,8 +38,8 @@ class CachedLlama:
     def embed(self, input_ids: Tensor) -> Tensor:
         return self.model.get_input_embeddings()(input_ids)
 
-    def step(self, inputs_embeds, attention_mask, position_ids, cache, gates=None):
-        assert gates is None
+    def step(self, inputs_embeds, attention_mask, position_ids, cache, conditions=None):
+        assert conditions is None
         self.batch_sizes.append(inputs_embeds.shape[0])
         output = self.model(
             inputs_embeds=inputs_embeds,
@@ -178,7 +178,7 @@ def test_sampling_follows_the_nucleus():
         def embed(self, input_ids):
             return torch.zeros(*input_ids.shape, 1)
 
-        def step(self, inputs_embeds, attention_mask, position_ids, cache, gates=None):
+        def step(self, inputs_embeds, attention_mask, position_ids, cache, conditions=None):
             size = inputs_embeds.shape[0]
             return SimpleNamespace(
                 logits_last=probabilities.log().expand(size, -1), hidden_states=inputs_embeds, cache=None
