@@ -21,7 +21,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--situation",
         choices=sorted(SITUATIONS),
-        help="of conditioned experts, leave those of these tokens, such as text",
+        help="of conditioned experts, leave those of such tokens alone",
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the merged checkpoint")
 

@@ -175,7 +175,7 @@ def test_what_does_not_fit_is_named() -> None:
     with pytest.raises(ValueError, match=r"situations: expected \['audio', 'call', .*, got \['text'\]"):
         Situations(ConditionedExperts(situations={"text": [1]}))
     with pytest.raises(ValueError, match="lists of 0 and 1 of one length"):
-        Situations(ConditionedExperts(situations={**dict.fromkeys(SITUATIONS, [0, 1]), "text": [2, 0]}))
+        Situations(ConditionedExperts(situations={name: [2, 0] for name in SITUATIONS}))
     model = LanguageModel("llama", GROUPED, conditioned_experts=ConditionedExperts(**EXPERTS))
     embeds, positions = model.embed(torch.arange(4)[None]), torch.arange(4)[None]
     with pytest.raises(ValueError, match="expected situations of the tokens, got none"):
