@@ -178,7 +178,7 @@ def test_gates_are_given_where_they_are_wanted_and_only_there() -> None:
         states(gated(), None)
     plain = LanguageModel("llama", GROUPED)
     assert plain.gates(INSTRUCTIONS) is None
-    with pytest.raises(ValueError, match="expected no gates, got some"):
+    with pytest.raises(ValueError, match="expected no gates of the instructions, got some"):
         states(plain, gated().gates(INSTRUCTIONS))
     with pytest.raises(ValueError, match="expected lora beside it"):
         LanguageModel("llama", GROUPED, prompt_gate=PromptGate())
