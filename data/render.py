@@ -23,8 +23,8 @@ from layers.geometry import Box
 from layers.head import HeadTarget
 from layers.layout import ItemLayout
 from layers.media import Audio, Graph
+from models.adapters.prompt_gate import QUOTED
 from models.plan import BatchPlan
-from models.prompt_gate import QUOTED
 from routers.rendering import render_call
 
 IGNORED = -100

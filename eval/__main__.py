@@ -85,7 +85,7 @@ def _sweep(options: argparse.Namespace) -> int:
     from eval.sweeps.page import ranking_table, write_page
     from eval.sweeps.ranking import rank
     from training.precision import choose_precision
-    from training.sweep import read_sweep, run_sweep
+    from training.sweeps.runner import read_sweep, run_sweep
 
     sweep = read_sweep(options.config)
     console = Console()

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.prompt_gate import Gates
+from models.adapters.prompt_gate import Gates
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,10 @@ from layers.batch import Batch, HeadCall, MediaBatch
 from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
 from layers.head import Head, LossTerm
-from models.conditioned_experts import CALL
+from models.adapters.conditioned_experts import CALL
+from models.adapters.lora_experts import balance_loss
 from models.conditions import Conditions
 from models.language import LanguageModel
-from models.lora_experts import balance_loss
 from models.media import EncodedMedia, seen_by_heads
 from models.plan import BatchPlan
 from models.projectors import Projector

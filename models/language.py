@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache
 
-from models.adapters import Lora, add_lora
+from models.adapters.conditioned_experts import ConditionedExperts, Situations, add_conditioned_experts
+from models.adapters.lora import Lora, add_lora
+from models.adapters.lora_experts import LoraExperts, add_experts
+from models.adapters.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
-from models.conditioned_experts import ConditionedExperts, Situations, add_conditioned_experts
-from models.lora_experts import LoraExperts, add_experts
-from models.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
 from models.token_loss import chunked_cross_entropy, linear_cross_entropy
 from models.token_rows import TokenRows
 
@@ -39,11 +39,13 @@ class LanguageModel(nn.Module):
         revision: Revision on the hub.
         new_tokens: ``{first: ID, count: N}``: tokens that the pretrained vocabulary lacks get rows of their own, named
             ``new_tokens.*``, and the table can stay frozen (``python -m models tokenizer`` prints these numbers).
-        lora: Low-rank updates beside frozen weights: arguments of :class:`models.adapters.Lora`.
-        prompt_gate: A gate by the instruction on those updates: arguments of :class:`models.prompt_gate.PromptGate`.
-        lora_experts: Instead of ``lora``, mixtures of updates: arguments of :class:`models.lora_experts.LoraExperts`.
+        lora: Low-rank updates beside frozen weights: arguments of :class:`models.adapters.lora.Lora`.
+        prompt_gate: A gate by the instruction on those updates: arguments of
+            :class:`models.adapters.prompt_gate.PromptGate`.
+        lora_experts: Instead of ``lora``, mixtures of updates: arguments of
+            :class:`models.adapters.lora_experts.LoraExperts`.
         conditioned_experts: Mixtures of whole layers by what a token is: arguments of
-            :class:`models.conditioned_experts.ConditionedExperts`; not beside updates.
+            :class:`models.adapters.conditioned_experts.ConditionedExperts`; not beside updates.
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
@@ -160,7 +162,7 @@ class LanguageModel(nn.Module):
         """The gates of samples; None where this model has no prompt gate.
 
         Args:
-            instructions: (L,) ids of each sample's instruction, in quotes (:data:`models.prompt_gate.QUOTED`).
+            instructions: (L,) ids of each sample's instruction, in quotes (:data:`models.adapters.prompt_gate.QUOTED`).
         """
         if self.gate is None:
             return None

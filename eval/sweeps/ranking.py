@@ -53,7 +53,7 @@ def rank(results: Mapping[str, Mapping[str, Any]]) -> Ranking:
     """Rank what a sweep measured.
 
     Args:
-        results: As :func:`training.sweep.run_sweep` returns them.
+        results: As :func:`training.sweeps.runner.run_sweep` returns them.
 
     Raises:
         ValueError: If there are fewer than two towers, or a tower lacks a task that another has.

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from models.adapters import merge_adapters
+from models.adapters.conditioned_experts import SITUATIONS, merge_conditioned_experts
+from models.adapters.lora import merge_adapters
 from models.checkpoint import CONFIG, CheckpointError, load_checkpoint, save_checkpoint
-from models.conditioned_experts import SITUATIONS, merge_conditioned_experts
 
 HELP = "fold the adapters of a checkpoint, or its experts for one situation, into its weights"
 

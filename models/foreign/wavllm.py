@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
+from models.adapters.prompt_gate import halves
 from models.checkpoint import CheckpointError
 from models.foreign.conversion import Conversion, load_their_tokenizer
 from models.foreign.inert_pickle import pickled_tensors
-from models.prompt_gate import halves
 
 SYSTEM = (
     "As a helpful language and speech assistant, you are able to understand the speech content provided by the user, "

@@ -11,10 +11,10 @@ from safetensors.torch import load_file, save_file
 
 from layers.layout import ItemLayout, Layout
 from tests.training.media import tiny_vision, write_shards
-from training import sweep as sweeping
 from training.objectives import TowerBatch
 from training.scene_objective import DenseSceneObjective
-from training.sweep import read_sweep, run_sweep
+from training.sweeps import runner as sweeping
+from training.sweeps.runner import read_sweep, run_sweep
 from training.tower_data import TowerData
 from training.towers import TowerRecipe, load_tower, save_tower
 from training.view_objective import TwoViewObjective

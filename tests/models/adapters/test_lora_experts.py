@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from data.packing import pack
-from models.adapters import merge_adapters
+from models.adapters.lora import merge_adapters
+from models.adapters.lora_experts import ExpertLinear, LoraExperts, add_experts, balance_loss
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.language import LanguageModel
-from models.lora_experts import ExpertLinear, LoraExperts, add_experts, balance_loss
-from tests.models.test_adapters import states
+from tests.models.adapters.test_lora import states
 from tests.models.test_attention import GROUPED
 from tests.tiny import SAMPLES, rendered, tiny_config
 
@@ -43,7 +43,7 @@ def test_the_mixture_written_out() -> None:
 
 def test_one_expert_is_plain_lora() -> None:
     pytest.importorskip("peft")
-    from models.adapters import Lora
+    from models.adapters.lora import Lora
 
     torch.manual_seed(0)
     experts = LanguageModel("llama", GROUPED, lora_experts=LoraExperts(num_experts=1, rank=4, alpha=8)).eval()

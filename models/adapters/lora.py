@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from models.lora_experts import ExpertLinear
-from models.prompt_gate import GateNetwork
+from models.adapters.lora_experts import ExpertLinear
+from models.adapters.prompt_gate import GateNetwork
 
 ATTENTION_AND_MLP = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

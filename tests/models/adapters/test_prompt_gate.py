@@ -15,16 +15,16 @@ from data.render import instruction_of, render_prompt
 from inference.conversation import Conversation
 from inference.session import Session
 from layers.media import Audio
+from models.adapters.prompt_gate import GateNetwork, Gates, PromptGate
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint, save_checkpoint
 from models.generalist import Generalist
 from models.language import LanguageModel
-from models.prompt_gate import GateNetwork, Gates, PromptGate
 from tests.models.test_attention import GROUPED
 from tests.tiny import SAMPLES, rendered, tiny_config
 
 pytest.importorskip("peft")
-from models.adapters import Lora, merge_adapters
+from models.adapters.lora import Lora, merge_adapters
 
 LORA = Lora(rank=4, alpha=4, targets=("q_proj", "k_proj", "v_proj", "o_proj"))
 IDS = torch.arange(1, 13)[None]

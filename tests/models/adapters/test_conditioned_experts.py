@@ -14,9 +14,7 @@ from data.packing import pack
 from inference.conversation import Conversation
 from inference.session import Session
 from models.__main__ import main as models_main
-from models.build import build_generalist
-from models.checkpoint import load_checkpoint, save_checkpoint
-from models.conditioned_experts import (
+from models.adapters.conditioned_experts import (
     CALL,
     SITUATIONS,
     TEXT,
@@ -25,6 +23,8 @@ from models.conditioned_experts import (
     Situations,
     merge_conditioned_experts,
 )
+from models.build import build_generalist
+from models.checkpoint import load_checkpoint, save_checkpoint
 from models.generalist import Generalist
 from models.language import LanguageModel
 from tests.models.test_attention import GROUPED

@@ -26,7 +26,7 @@ def states(model: LanguageModel) -> torch.Tensor:
 
 
 def adapted(model_type: str = "llama", **lora: Any) -> LanguageModel:
-    from models.adapters import Lora
+    from models.adapters.lora import Lora
 
     torch.manual_seed(0)
     return LanguageModel(
@@ -50,7 +50,7 @@ def test_an_update_begins_at_nothing_and_is_trained_alone(model_type: str) -> No
 
 
 def test_merged_is_the_same_without_adapters() -> None:
-    from models.adapters import merge_adapters
+    from models.adapters.lora import merge_adapters
 
     model = adapted().eval()
     for name, value in model.named_parameters():

@@ -1,0 +1,1 @@
+"""Grids of towers, each trained and measured alike."""
