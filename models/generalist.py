@@ -342,9 +342,9 @@ class Generalist(nn.Module):
     def _check_parts(self) -> None:
         if set(self.encoders) != set(self.projectors):
             raise ValueError(f"one projector per encoder: got {sorted(self.encoders)} and {sorted(self.projectors)}")
-        unknown = sorted(set(self.media_marks) - set(self.encoders))
-        if unknown:
-            raise ValueError(f"media_marks: expected some of {sorted(self.encoders)}, got {unknown}")
+        marked = sorted(set(self.media_marks) - set(self.encoders))
+        if marked:
+            raise ValueError(f"media_marks: expected some of {sorted(self.encoders)}, got {marked}")
         for kind in self.encoders:
             if self._encoder(kind).kind != kind:
                 raise ValueError(f"encoder '{kind}': expected a {kind} encoder, got one for {self._encoder(kind).kind}")
