@@ -103,7 +103,7 @@ def test_checkpoint_is_loaded_from_safetensors(tmp_path) -> None:
     save_file(base.state_dict(), tmp_path / "base.safetensors")
     encoder = TimmEncoder("resnet10t", hidden_size=8, model_args=NARROW, checkpoint=str(tmp_path / "base.safetensors"))
     assert torch.equal(encoder.backbone.state_dict()["layer1.0.conv1.weight"], base.layer1[0].conv1.weight)
-    with pytest.raises(ValueError, match=r"\.safetensors"):
+    with pytest.raises(ValueError, match=r"expected a safetensors file, got .weights\.pth"):
         TimmEncoder("resnet10t", checkpoint="weights.pth")
 
 
