@@ -14,6 +14,11 @@ from layers.calls import HeadContext, LabelResult, MediaFeatures, Result, ScoreR
 from layers.head import Head, HeadTarget, LossTerm
 from layers.layout import ItemLayout
 
+NODE_SETS = 4
+# Of the (4 x 4) sets of one graph against the other's: all-all, self-all, all-self, self-out, self-in, out-self,
+# in-self, out-out, out-in, in-out, in-in, self-self.
+_COUNTED = [0, 4, 1, 6, 7, 9, 13, 10, 11, 14, 15, 5]
+
 
 class LabelTargetProcessor:
     """Maps a label to its class index.
@@ -111,9 +116,10 @@ class LinkHead(Head):
     """Scores whether the target node of one graph links to the target node of another.
 
     A perceptron sees both target nodes, their product and difference, the state after it has read both graphs,
-    and how much the graphs overlap: nodes are matched softly by the cosine of their features, and the matches are
+    and how much the graphs overlap. Nodes are matched softly by the cosine of their features, and the matches are
     counted among all nodes and among the targets' neighbours in either direction (a differentiable count of common
-    neighbours, the oldest link predictor: https://doi.org/10.1002/asi.20591).
+    neighbours, the oldest link predictor: https://doi.org/10.1002/asi.20591); and the sums of the nodes in these sets
+    are compared by their cosine, which tells neighbourhoods that are about the same thing without a node in common.
 
     Args:
         state_size: Width of the language model's states.
@@ -143,9 +149,9 @@ class LinkHead(Head):
         self.match_projection = nn.Linear(feature_size, width)
         self.match_scale = nn.Parameter(torch.tensor([8.0, 8.0]))
         self.match_threshold = nn.Parameter(torch.tensor([0.8, 0.8]))
-        self.num_counts = 12 * (2 if node_size else 1)
-        self.count_norm = nn.LayerNorm(self.num_counts)
-        self.classify = nn.Sequential(nn.Dropout(dropout), perceptron(5 * width + self.num_counts, 2 * width, 1))
+        overlaps = (len(_COUNTED) + NODE_SETS**2) * (2 if node_size else 1)
+        self.overlap_norm = nn.LayerNorm(overlaps)
+        self.classify = nn.Sequential(nn.Dropout(dropout), perceptron(5 * width + overlaps, 2 * width, 1))
         self.target_processor = ScoreTargetProcessor()
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Tensor:
@@ -158,8 +164,8 @@ class LinkHead(Head):
         reading = self.reader(states, lengths, both)
         ends = torch.stack([torch.stack([a.features[0], b.features[0]]) for a, b in pairs])
         a, b = self.reader.feature_projection(ends).unbind(dim=1)
-        counts = torch.stack([self._overlap(first, second) for first, second in pairs])
-        pair = torch.cat([reading.query, a, b, a * b, a - b, self.count_norm(counts)], dim=-1)
+        overlaps = torch.stack([self._overlaps(first, second) for first, second in pairs])
+        pair = torch.cat([reading.query, a, b, a * b, a - b, self.overlap_norm(overlaps)], dim=-1)
         return self.classify(pair).squeeze(-1)
 
     def loss(self, predictions: Tensor, targets: Sequence[HeadTarget]) -> LossTerm:
@@ -174,28 +180,30 @@ class LinkHead(Head):
         scores = predictions.float().sigmoid().tolist()
         return [ScoreResult(context.call, score) for score, context in zip(scores, contexts, strict=True)]
 
-    def _overlap(self, a: MediaFeatures, b: MediaFeatures) -> Tensor:
-        """(num_counts,) log(1 + soft number of matched nodes) over pairs of node sets."""
+    def _overlaps(self, a: MediaFeatures, b: MediaFeatures) -> Tensor:
+        """(overlaps,) of each view of the nodes: numbers of matches, log(1 + n), and cosines of sets."""
         views = [(self.match_projection(a.features), self.match_projection(b.features))]
         if self.node_size:
             views.append((a.inputs["x"].to(a.features), b.inputs["x"].to(b.features)))
         sets_a, sets_b = _node_sets(a), _node_sets(b)
-        counts = []
+        found = []
         for index, (left, right) in enumerate(views):
-            cosine = F.normalize(left, dim=-1) @ F.normalize(right, dim=-1).T
-            match = torch.sigmoid(self.match_scale[index] * (cosine - self.match_threshold[index]) * 4)
+            cosines = _unit(left) @ _unit(right).T
+            match = torch.sigmoid(self.match_scale[index] * (cosines - self.match_threshold[index]) * 4)
             table = (sets_a @ match @ sets_b.T).flatten()  # (4 x 4) sets of a against sets of b
-            counts.append(table[_COUNTED])
-        return torch.cat(counts).clamp(min=0).log1p()
+            found.append(table[_COUNTED].clamp(min=0).log1p())
+            found.append((_unit(sets_a @ left) @ _unit(sets_b @ right).T).flatten())
+        return torch.cat(found)
 
 
-# all-all, self-all, all-self, self-out, self-in, out-self, in-self, out-out, out-in, in-out, in-in, self-self
-_COUNTED = [0, 4, 1, 6, 7, 9, 13, 10, 11, 14, 15, 5]
+def _unit(rows: Tensor) -> Tensor:
+    """Rows of length one; those of zeros, an empty set's, stay zeros."""
+    return F.normalize(rows, dim=-1)
 
 
 def _node_sets(graph: MediaFeatures) -> Tensor:
-    """(4, nodes) indicators: all nodes, the target, those it points to, those that point to it."""
-    sets = graph.features.new_zeros(4, graph.features.shape[0])
+    """(NODE_SETS, nodes) indicators: all nodes, the target, those it points to, those that point to it."""
+    sets = graph.features.new_zeros(NODE_SETS, graph.features.shape[0])
     source, destination = graph.inputs["edge_index"]
     sets[0] = 1
     sets[1, 0] = 1

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from data.quickstart import espeak, graphs, images, routing, speech, texts
+from data.quickstart import graphs, images, routing, speech, texts
 from data.quickstart.modules import ModuleGraph
+from data.quickstart.synthesis import espeak
 from data.records import RECORD_VERSION, Record
 from data.shards import ShardWriter
 
@@ -178,7 +179,7 @@ def fingerprint(seed: int, scale: float, modules: ModuleGraph) -> str:
     """
     here = Path(__file__).parent
     digest = hashlib.sha256()
-    for path in [*sorted(here.glob("*.py")), here / "modules.txt"]:
+    for path in [*sorted(here.rglob("*.py")), here / "modules.txt"]:
         if path.name != "build.py":
             digest.update(path.read_bytes())
     names = ("numpy", "pillow", "scipy", "scikit-learn", "espeakng-loader", "soundfile")

@@ -10,9 +10,9 @@ import torch
 
 from data.drafts import Draft, Origin
 from data.media import encode_flac
-from data.quickstart.espeak import SAMPLE_RATE
 from data.quickstart.scene_turns import Turn, object_meta, png
 from data.quickstart.scenes import Scene
+from data.quickstart.synthesis.espeak import SAMPLE_RATE
 from data.records import Part, Record
 
 SOURCES = {

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from data.quickstart import images
-from data.quickstart.espeak import SAMPLE_RATE, Voice, speak
 from data.quickstart.phrasing import ask
 from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import Turn, Turns
-from data.quickstart.utterances import DIGITS, FACT_KINDS, fact, fact_answers, plain, utterance
+from data.quickstart.synthesis.espeak import SAMPLE_RATE, Voice, speak
+from data.quickstart.synthesis.utterances import DIGITS, FACT_KINDS, fact, fact_answers, plain, utterance
 from data.records import Part, Record
 
 LONGEST = 5 * SAMPLE_RATE
@@ -29,6 +30,7 @@ VARIANTS: dict[str, dict[str, tuple[str, ...]]] = {
     "test": {"low": ("m4", "norbert", "victor", "travis", "Mario", "marcelo"), "high": ("f3", "linda", "Alicia")},
 }
 SPOKEN_IMAGE_KINDS = ("count", "colour", "digit_of_colour", "leftmost")
+_OWN_SPEAKERS = 0.6  # of training voices: many speakers around each variant, so that a new one is no surprise
 # Of a training clip, and of a training question about a picture, each with its weight.
 _TRAIN_CLIPS = {"utterance": 0.52, "speakers": 0.32, "fact": 0.16}
 _TRAIN_SPOKEN_IMAGE_KINDS = {"count": 0.15, "colour": 0.22, "digit_of_colour": 0.22, "leftmost": 0.15, "look_ups": 0.26}
@@ -37,7 +39,7 @@ _TRAIN_SPOKEN_IMAGE_KINDS = {"count": 0.15, "colour": 0.22, "digit_of_colour": 0
 def random_voice(
     language: str, split: str, rng: np.random.Generator, register: str | None = None, variant: int | None = None
 ) -> Voice:
-    """A voice of the split.
+    """A voice of the split; in training often a speaker of our own (:mod:`data.quickstart.synthesis.variants`).
 
     Args:
         language: "en" or "de".
@@ -55,6 +57,7 @@ def random_voice(
         rate=int(rng.integers(175, 226)),
         pitch=int(rng.integers(38, 63)),
         pitch_range=int(rng.integers(35, 66)),
+        speaker=int(rng.integers(1, 1 << 20)) if split == "train" and rng.random() < _OWN_SPEAKERS else 0,
     )
 
 
@@ -74,7 +77,7 @@ def clip(texts: Sequence[tuple[str, Voice]], pause: float, rng: np.random.Genera
         gap = np.zeros(int(pause * SAMPLE_RATE), np.float32)
         parts: list[np.ndarray] = []
         for text, voice in texts:
-            faster = Voice(voice.language, voice.variant, int(voice.rate * rate), voice.pitch, voice.pitch_range)
+            faster = replace(voice, rate=int(voice.rate * rate))
             parts += [gap, speak(text, faster)] if parts else [speak(text, faster)]
         waveform = np.concatenate(parts)
         if len(waveform) <= LONGEST:

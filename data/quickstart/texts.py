@@ -21,8 +21,8 @@ from data.quickstart.record_parts import QuickstartDraft, record_rng
 from data.quickstart.scene_turns import Turn, Turns, caption_of
 from data.quickstart.scenes import COLOURS, Digit, Scene
 from data.quickstart.speech import numbers_as_words
+from data.quickstart.synthesis.utterances import FACT_KINDS, fact, plain, utterance
 from data.quickstart.templates import VERBS
-from data.quickstart.utterances import FACT_KINDS, fact, plain, utterance
 from data.records import Part, Record
 
 TURNS_PER_TEXT = 8

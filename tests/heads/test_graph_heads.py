@@ -49,7 +49,7 @@ def test_shared_neighbours_are_counted_in_each_direction() -> None:
     x = torch.eye(8)
     a = graph(x[[0, 2, 3, 4]], [(0, 1), (0, 2), (3, 0)])  # 0 -> 2, 0 -> 3, 4 -> 0
     b = graph(x[[1, 2, 4, 0]], [(0, 1), (0, 2), (3, 0)])  # 1 -> 2, 1 -> 4, 0 -> 1
-    counts = head._overlap(a, b)[12:].expm1().round(decimals=3).tolist()
+    counts = head._overlaps(a, b)[28:40].expm1().round(decimals=3).tolist()
     names = ["all-all", "self-all", "all-self", "self-out", "self-in", "out-self", "in-self"]
     names += ["out-out", "out-in", "in-out", "in-in", "self-self"]
     found = {name: count for name, count in zip(names, counts, strict=True) if count}

@@ -11,8 +11,8 @@ pytest.importorskip("espeakng_loader")
 pytest.importorskip("sklearn")
 
 from data.quickstart import speech
-from data.quickstart.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, restart, speak, trim
-from data.quickstart.utterances import DIGITS, OBJECTS, PLACES, bucket, fact, plain, utterance
+from data.quickstart.synthesis.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, restart, speak, trim
+from data.quickstart.synthesis.utterances import DIGITS, OBJECTS, PLACES, bucket, fact, plain, utterance
 
 
 def test_no_voice_is_shared():

@@ -9,7 +9,7 @@ import pytest
 
 from data.quickstart import texts
 from data.quickstart.scenes import COLOURS
-from data.quickstart.utterances import DIGITS
+from data.quickstart.synthesis.utterances import DIGITS
 
 pytest.importorskip("sklearn")
 

@@ -7,22 +7,24 @@ extra (``synthesis``) that only makes data: nothing that trains, evaluates or se
 from __future__ import annotations
 
 import _ctypes
+import atexit
 import ctypes
 import importlib
-import os
-import tempfile
+import shutil
 from dataclasses import dataclass
 from functools import cache
 from math import gcd
+from pathlib import Path
 
 import numpy as np
 from scipy.signal import firwin, resample_poly
+
+from data.quickstart.synthesis.variants import VARIANTS, another_speaker, linked_data
 
 SAMPLE_RATE = 16_000
 _SYNCHRONOUS = 2
 _UTF8 = 1
 _RATE, _PITCH, _RANGE = 1, 3, 4
-_LONGEST_PATH = 140  # espeak-ng keeps its data path in a buffer of 160 bytes
 _CALLBACK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(ctypes.c_short), ctypes.c_int, ctypes.c_void_p)
 
 
@@ -36,6 +38,8 @@ class Voice:
         rate: Words per minute.
         pitch: 0 to 99.
         pitch_range: 0 (monotone) to 99.
+        speaker: 0 for the variant as it is; another number is a speaker of its own, whose pitch and formants are drawn
+            around the variant's.
     """
 
     language: str
@@ -43,6 +47,7 @@ class Voice:
     rate: int = 190
     pitch: int = 50
     pitch_range: int = 50
+    speaker: int = 0
 
 
 class SynthesisError(RuntimeError):
@@ -58,12 +63,11 @@ class _Engine:
         except ImportError:
             raise SynthesisError("espeak-ng is missing: install the extra 'synthesis' (espeakng-loader)") from None
         self.library = ctypes.CDLL(str(loader.get_library_path()))
-        data_path = _short_path(str(loader.get_data_path()))
-        self.rate = int(self.library.espeak_Initialize(_SYNCHRONOUS, 0, data_path.encode(), 1 << 15))
+        data_path = _data(str(loader.get_data_path()))
+        self.rate = int(self.library.espeak_Initialize(_SYNCHRONOUS, 0, str(data_path).encode(), 1 << 15))
         if self.rate <= 0:
             raise SynthesisError(f"espeak-ng does not start with its data in '{data_path}'")
-        variants = os.path.join(data_path, "voices", "!v")
-        self.variants = frozenset(os.listdir(variants)) if os.path.isdir(variants) else frozenset()
+        self.variants = data_path / VARIANTS
         self.chunks: list[np.ndarray] = []
         self.callback = _CALLBACK(self._collect)  # kept here: the library holds only the address
         self.library.espeak_SetSynthCallback(self.callback)
@@ -75,10 +79,13 @@ class _Engine:
 
     def speak(self, text: str, voice: Voice) -> np.ndarray:
         """The text in int16 at the library's own rate."""
-        name = f"{voice.language}+{voice.variant}"
-        known = voice.variant in self.variants  # the library takes an unknown variant for none, silently
-        if not known or self.library.espeak_SetVoiceByName(name.encode()) != 0:
+        variant = self._variant(voice)
+        name = f"{voice.language}+{variant.name}"
+        # the library takes an unknown variant for none, silently
+        if not variant.is_file() or self.library.espeak_SetVoiceByName(name.encode()) != 0:
             raise SynthesisError(f"espeak-ng does not know the voice '{name}'")
+        if voice.speaker:
+            variant.unlink()  # it has been read, and the library's list of voices has an end
         for parameter, value in ((_RATE, voice.rate), (_PITCH, voice.pitch), (_RANGE, voice.pitch_range)):
             self.library.espeak_SetParameter(parameter, int(value), 0)
         self.chunks = []
@@ -91,19 +98,27 @@ class _Engine:
             raise SynthesisError(f"espeak-ng was silent for {text!r} as '{name}'")
         return np.concatenate(self.chunks)
 
+    def _variant(self, voice: Voice) -> Path:
+        """The file of the voice's variant; that of a speaker of our own is written now."""
+        file = self.variants / voice.variant
+        if not voice.speaker or not file.is_file():
+            return file
+        own = self.variants / f"{voice.variant}-{voice.speaker}"
+        own.write_text(another_speaker(file.read_text(encoding="utf-8", errors="replace"), voice.speaker))
+        return own
+
     def close(self) -> None:
         """Stop and unload the library."""
         self.library.espeak_Terminate()
         _ctypes.dlclose(self.library._handle)
 
 
-def _short_path(path: str) -> str:
-    """A path to the same folder that fits espeak-ng's buffer."""
-    if len(path.encode()) <= _LONGEST_PATH:
-        return path
-    link = os.path.join(tempfile.mkdtemp(prefix="espeak-"), "espeak-ng-data")
-    os.symlink(path, link)
-    return link
+@cache
+def _data(installed: str) -> Path:
+    """A copy of espeak-ng's data in which variants can be added, while this process lives."""
+    root = linked_data(Path(installed))
+    atexit.register(shutil.rmtree, root.parent, ignore_errors=True)
+    return root
 
 
 @cache
