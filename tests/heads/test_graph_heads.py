@@ -56,6 +56,16 @@ def test_shared_neighbours_are_counted_in_each_direction() -> None:
     assert found == {"all-all": 3, "self-all": 1, "self-in": 1, "out-out": 1, "in-out": 1}
 
 
+def test_neighbourhoods_are_compared_without_a_node_in_common() -> None:
+    head = LinkHead(4, 6, node_size=4)
+    a = graph(torch.tensor([[1.0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0]]), [(0, 1), (2, 0)])  # 0 -> 1, 2 -> 0
+    b = graph(torch.tensor([[0.0, 0, 0, 1], [0, 3, 3, 0]]), [(1, 0)])  # 1 -> 0
+    alike = head._overlaps(a, b)[40:].reshape(4, 4)  # rows: all, self, out, in of a; columns: those of b
+    expected = torch.tensor([[6 / 57**0.5, 0, 0, 2 / 6**0.5], [0] * 4, [3 / 19**0.5, 0, 0, 0.5**0.5], [0] * 4])
+    expected[3] = expected[2]
+    torch.testing.assert_close(alike, expected)
+
+
 def test_node_order_beyond_the_target_does_not_matter() -> None:
     torch.manual_seed(0)
     head = LinkHead(4, 6, node_size=4).eval()

@@ -13,6 +13,7 @@ pytest.importorskip("sklearn")
 from data.quickstart import speech
 from data.quickstart.synthesis.espeak import SAMPLE_RATE, SynthesisError, Voice, resample, restart, speak, trim
 from data.quickstart.synthesis.utterances import DIGITS, OBJECTS, PLACES, bucket, fact, plain, utterance
+from data.quickstart.synthesis.variants import another_speaker
 
 
 def test_no_voice_is_shared():
@@ -30,6 +31,35 @@ def test_speaking_gives_clean_audio_and_unknown_voices_are_refused():
     for name in (Voice("en-us", "nobody"), Voice("xx-nowhere", "f3")):
         with pytest.raises(SynthesisError, match="does not know the voice"):
             speak("hello", name)
+
+
+def test_another_speaker_keeps_what_is_not_drawn():
+    variant = "language variant\nname somebody\npitch 80 120\nformant 1 90 100 100 40\nformant 4 97 85 100\nflutter 5\n"
+    made = [line.split() for line in another_speaker(variant, 7).splitlines()]
+    values = {" ".join(words[:2]) if words[0] == "formant" else words[0]: words for words in made}
+    assert len(values) == len(made) == 8  # formants 2 and 3 are drawn around espeak-ng's own
+    assert values["formant 4"] == "formant 4 97 85 100".split() and values["flutter"] == ["flutter", "5"]
+    assert 72 <= int(values["pitch"][1]) <= 88 and int(values["pitch"][2]) > int(values["pitch"][1])
+    assert 90 * 0.81 <= int(values["formant 1"][2]) <= 90 * 1.19 and values["formant 1"][5] == "40"
+    assert another_speaker(variant, 7) == another_speaker(variant, 7) != another_speaker(variant, 8)
+
+
+def test_a_speaker_of_our_own_sounds_different_and_the_same_again():
+    clips = []
+    for speaker in (0, 1, 2, 1):
+        restart()
+        clips.append(speak("four seven one", Voice("en-us", "m3", speaker=speaker)))
+    assert np.array_equal(clips[1], clips[3])
+    assert not np.array_equal(clips[0], clips[1]) and not np.array_equal(clips[1], clips[2])
+    with pytest.raises(SynthesisError, match="does not know the voice"):
+        speak("hello", Voice("en-us", "nobody", speaker=1))
+
+
+def test_only_training_hears_speakers_of_our_own():
+    rng = np.random.default_rng(0)
+    voices = {split: [speech.random_voice("en", split, rng) for _ in range(100)] for split in speech.VARIANTS}
+    assert 40 < sum(voice.speaker > 0 for voice in voices["train"]) < 80
+    assert not any(voice.speaker for split in ("val", "test") for voice in voices[split])
 
 
 def test_after_a_restart_nothing_spoken_before_is_heard():
