@@ -69,6 +69,11 @@ class ChatText:
             self._texts[text] = ids
         return ids
 
+    def mark(self, text: str) -> tuple[int, ...]:
+        """Ids of a mark around media, which comes from a model's configuration: it may be one control token."""
+        special = self.tokenizer.get_added_vocab().get(text)
+        return self.encode(text) if special is None else (special,)
+
     def markup(self, roles: Sequence[str], generation_prompt: bool = False) -> Markup:
         """The template's tokens around the messages of these roles.
 

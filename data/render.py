@@ -237,13 +237,13 @@ class _Writer:
             raise ValueError(f"media '{part.media}': expected {part.type}, got {declared}")
         kind = _taken_by(declared)
         before, after = self.plan.media_marks.get(kind, ("", ""))
-        self._append(self.text.encode(before), learned=False)
+        self._append(self.text.mark(before), learned=False)
         for frame, layout in enumerate(layouts):
             start, count = len(self.out.input_ids), self.plan.token_rules[kind].num_tokens(layout)
             self._append([self.plan.vocabulary.media_ids[kind]] * count, learned=False)
             places = list(range(start, start + count))
             self.out.media.append(RenderedMedia(kind, part.media, {}, layout, places, frame))
-        self._append(self.text.encode(after), learned=False)
+        self._append(self.text.mark(after), learned=False)
 
     def _call(self, part: Part, targets: Mapping[str, Any]) -> None:
         if part.task not in self.plan.tasks:

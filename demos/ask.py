@@ -39,8 +39,9 @@ _EPILOG = """examples:
   python -m demos.ask --checkpoint runs/quickstart/checkpoint --graph a.json --graph b.json "does a import b?"
   python -m demos.ask --checkpoint runs/quickstart/checkpoint "draw a blue 4" --out drawings
 
-A graph is JSON: {"node_texts": ["text of node 0", ...], "edge_index": [[sources...], [targets...]]}; node 0 is the one
-that questions are about. Media are shown to the model in the order images, videos, audio, graphs, then the question."""
+A graph is JSON: {"node_texts": ["text of node 0", ...], "edge_index": [[sources...], [targets...]]}, with
+"node_features": [[numbers of node 0], ...] where an encoder reads these; node 0 is the one that questions are about.
+Media are shown to the model in the order images, videos, audio, graphs, then the question."""
 
 
 def parser() -> argparse.ArgumentParser:

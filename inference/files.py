@@ -67,6 +67,8 @@ def read_video(path: str | PathLike[str]) -> Video:
 def read_graph(path: str | PathLike[str]) -> Graph:
     """A graph from JSON: ``{"node_texts": ["...", ...], "edge_index": [[sources], [targets]]}``.
 
+    Nodes may have numbers, too, as ``"node_features"``: one row per node.
+
     Raises:
         OSError: If the file cannot be read.
         MediaError: If it is not such a graph, or an edge points past its nodes.

@@ -22,10 +22,12 @@ class Graph:
     Args:
         node_texts: One string per node.
         edge_index: (2, E) int64; messages flow from row 0 to row 1.
+        node_features: (nodes, width) float32, where nodes have numbers beside their texts, or instead of them.
     """
 
     node_texts: tuple[str, ...]
     edge_index: Tensor
+    node_features: Tensor | None = None
 
     @property
     def num_nodes(self) -> int:

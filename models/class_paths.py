@@ -14,6 +14,7 @@ from typing import Any
 
 ALLOWED_CLASSES: frozenset[str] = frozenset(
     {
+        "encoders.graph.GraphGPTEncoder",
         "encoders.graph.GraphTransformerEncoder",
         "encoders.graph.MessagePassingEncoder",
         "encoders.qwen_audio.Qwen2AudioTower",

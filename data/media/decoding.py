@@ -30,6 +30,7 @@ MAX_SAMPLES = 2**28
 """Of audio, over all channels: 4.6 hours at 16 kHz; longer audio is not decoded."""
 _IMAGE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 _GRAPH_FIELDS = {"node_texts", "edge_index"}
+_FEATURES = "node_features"
 
 
 def decode_media(media: Media, data: bytes) -> RawMedia:
@@ -153,8 +154,10 @@ def encode_flac(waveform: Tensor, sample_rate: int = 16000) -> bytes:
 
 
 def encode_graph(graph: Graph) -> bytes:
-    """A graph as JSON: ``{"node_texts": [...], "edge_index": [[...], [...]]}``."""
+    """A graph as JSON: ``{"node_texts": [...], "edge_index": [[...], [...]]}``, and "node_features" if any."""
     value = {"node_texts": list(graph.node_texts), "edge_index": graph.edge_index.tolist()}
+    if graph.node_features is not None:
+        value[_FEATURES] = graph.node_features.tolist()
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
 
 
@@ -265,7 +268,7 @@ def _decode_graph(media: Media, data: bytes) -> Graph:
         value = parse_json(data)
     except ValueError as error:
         raise MediaError(f"'{media.file}': expected a graph as JSON, got: {error}") from None
-    if not isinstance(value, dict) or set(value) != _GRAPH_FIELDS:
+    if not isinstance(value, dict) or set(value) - {_FEATURES} != _GRAPH_FIELDS:
         given = sorted(value) if isinstance(value, dict) else type(value).__name__
         raise MediaError(f"'{media.file}': expected the fields {sorted(_GRAPH_FIELDS)}, got {given}")
     texts, edges = value["node_texts"], value["edge_index"]
@@ -279,7 +282,21 @@ def _decode_graph(media: Media, data: bytes) -> Graph:
     outside = sorted({node for row in edges for node in row if not 0 <= node < len(texts)})
     if outside:
         raise MediaError(f"'{media.file}' edge_index: expected nodes 0 to {len(texts) - 1}, got {outside[:5]}")
-    return Graph(tuple(texts), torch.tensor(edges, dtype=torch.int64).reshape(2, -1))
+    features = _node_features(value[_FEATURES], len(texts), media.file) if _FEATURES in value else None
+    return Graph(tuple(texts), torch.tensor(edges, dtype=torch.int64).reshape(2, -1), features)
+
+
+def _node_features(rows: Any, nodes: int, file: str) -> Tensor:
+    """(nodes, width) float32."""
+    try:
+        features = torch.tensor(rows, dtype=torch.float32)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        features = torch.empty(0)
+    if features.dim() != 2 or len(features) != nodes or not features.numel():
+        raise MediaError(f"'{file}' {_FEATURES}: expected {nodes} rows of as many numbers, got {rows!r:.80}")
+    if not bool(features.isfinite().all()):
+        raise MediaError(f"'{file}' {_FEATURES}: expected finite numbers, got {rows!r:.80}")
+    return features
 
 
 def _format_counts(runs: Sequence[int]) -> str:

@@ -74,9 +74,7 @@ class GraphProcessor:
         Raises:
             ValueError: If the graph is empty or larger than ``max_nodes``.
         """
-        if len(size) != 1 or not 1 <= size[0] <= self.max_nodes:
-            raise ValueError(f"expected a graph of 1 to {self.max_nodes} nodes, got size {tuple(size)}")
-        return ItemLayout(grid=(size[0],), original_size=(size[0],))
+        return graph_layout(size, self.max_nodes)
 
     def __call__(self, raw: Any) -> tuple[dict[str, Tensor], ItemLayout]:
         """Featurise a :class:`layers.media.Graph`.
@@ -84,14 +82,8 @@ class GraphProcessor:
         Raises:
             ValueError: If it is empty or too large, or an edge names a node that it does not have.
         """
-        if not isinstance(raw, Graph):
-            raise ValueError(f"expected layers.media.Graph, got {type(raw).__name__}")
+        edges = checked_edges(raw)
         layout, nodes = self.layout((raw.num_nodes,)), raw.num_nodes
-        edges = raw.edge_index
-        if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
-            raise ValueError(f"expected edge_index (2, E) of int64, got {tuple(edges.shape)} {edges.dtype}")
-        if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
-            raise ValueError(f"expected edges between nodes 0 to {nodes - 1}, got node {_outside(edges, nodes)}")
         edges = coalesce(edges, num_nodes=nodes)
         inputs = {"shown": torch.ones(nodes, 1), "structure": self._structure(edges, nodes), "edge_index": edges}
         return inputs | self._texts(raw.node_texts), layout
@@ -136,6 +128,33 @@ class GraphProcessor:
         if self.num_eigenvectors:
             parts.append(laplacian_eigenvectors(undirected, nodes, self.num_eigenvectors))
         return torch.cat(parts, dim=1)
+
+
+def graph_layout(size: Sequence[int], max_nodes: int) -> ItemLayout:
+    """The features of a graph of ``size`` (nodes,): one per node.
+
+    Raises:
+        ValueError: If the graph is empty or larger than ``max_nodes``.
+    """
+    if len(size) != 1 or not 1 <= size[0] <= max_nodes:
+        raise ValueError(f"expected a graph of 1 to {max_nodes} nodes, got size {tuple(size)}")
+    return ItemLayout(grid=(size[0],), original_size=(size[0],))
+
+
+def checked_edges(raw: Any) -> Tensor:
+    """The edges (2, E) of a graph.
+
+    Raises:
+        ValueError: If it is no :class:`layers.media.Graph`, or an edge names a node that it does not have.
+    """
+    if not isinstance(raw, Graph):
+        raise ValueError(f"expected layers.media.Graph, got {type(raw).__name__}")
+    edges, nodes = raw.edge_index, raw.num_nodes
+    if edges.dim() != 2 or edges.shape[0] != 2 or edges.dtype != torch.int64:
+        raise ValueError(f"expected edge_index (2, E) of int64, got {tuple(edges.shape)} {edges.dtype}")
+    if edges.numel() and (int(edges.min()) < 0 or int(edges.max()) >= nodes):
+        raise ValueError(f"expected edges between nodes 0 to {nodes - 1}, got node {_outside(edges, nodes)}")
+    return edges
 
 
 def laplacian_eigenvectors(undirected: Tensor, nodes: int, count: int) -> Tensor:

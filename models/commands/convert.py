@@ -15,8 +15,12 @@ from models.foreign.conversion import write
 from routers.tasks import TaskTable
 
 HELP = "make a checkpoint of others ours, or write ours in their format"
-SOURCES = ("llava", "llava_original", "qwen2_audio", "wavllm")  # modules of models.foreign
-BESIDE = {"llava_original": "tower", "wavllm": "tokenizer"}  # what a source lacks; these go to ours alone
+SOURCES = ("graphgpt", "llava", "llava_original", "qwen2_audio", "wavllm")  # modules of models.foreign
+BESIDE = {
+    "graphgpt": "tower",
+    "llava_original": "tower",
+    "wavllm": "tokenizer",
+}  # what a source lacks; these go to ours alone
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -25,12 +29,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "format",
         choices=sorted(SOURCES),
         help="llava: LLaVA-1.5, -NeXT and -OneVision of transformers; llava_original: LLaVA-1.5 of its authors; "
-        "wavllm: fairseq's .pt; the last two to ours alone",
+        "wavllm: fairseq's .pt; graphgpt: GraphGPT of its authors; the last three to ours alone",
     )
     parser.add_argument("source", help="their directory or file")
     parser.add_argument("--out", required=True, type=Path, help="folder to write")
     parser.add_argument("--tokenizer", help="directory of the tokenizer, for wavllm, whose file has none")
-    parser.add_argument("--tower", help="directory of the vision tower, for llava_original, whose folder has none")
+    parser.add_argument(
+        "--tower", help="directory of the vision tower, for llava_original; of the grounding stage, for graphgpt"
+    )
     parser.add_argument("--tasks", type=Path, help="YAML of a task table whose tokens the vocabulary gets (none)")
     parser.add_argument(
         "--back",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -9,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoTokenizer,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from models.build import build_generalist
 from models.checkpoint import CheckpointError, save_checkpoint
+from models.foreign.inert_pickle import pickled_tensors
 from models.generalist import Generalist
 from models.on_meta import parameters_on_meta
 from models.token_rows import TokenRows
@@ -123,6 +133,43 @@ def load_their_model(model_class: type[PreTrainedModel], source: str) -> Any:
         raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
 
 
+def stored_tensors(folder: str | Path) -> dict[str, Tensor]:
+    """All tensors of a folder's shards, safetensors or pickles; nothing in them is executed.
+
+    Raises:
+        CheckpointError: If there are none, one that the index names is missing, or cannot be read.
+    """
+    tensors: dict[str, Tensor] = {}
+    for file in _shards(Path(folder)):
+        if not file.is_file():
+            raise CheckpointError(f"'{file}': expected a shard that the index names, got none")
+        if file.suffix != ".safetensors":
+            tensors |= pickled_tensors(file, None)
+            continue
+        try:
+            tensors |= load_file(file)
+        except SafetensorError as error:
+            raise CheckpointError(f"'{file}': the weights cannot be read: {error}") from None
+    return tensors
+
+
+def _shards(folder: Path) -> list[Path]:
+    for name in _INDICES:
+        if (folder / name).is_file():
+            return sorted({folder / file for file in json.loads((folder / name).read_text())["weight_map"].values()})
+    found = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
+    if not found:
+        raise CheckpointError(f"'{folder}': expected model.safetensors, pytorch_model.bin or an index, got none")
+    return found[:1]
+
+
+def llama_config(config: Mapping[str, Any]) -> LlamaConfig:
+    """LLaMA's settings among those of a model built on it."""
+    older = {"rope_theta", "rope_scaling"}  # names that LlamaConfig takes and no longer has
+    known = (set(LlamaConfig().to_dict()) | older) - {"model_type", "architectures"}
+    return LlamaConfig(**{name: value for name, value in config.items() if name in known})
+
+
 def language_model_tensors(model: Any) -> dict[str, Tensor]:
     """The tensors of a model's language model under our names."""
     tensors = prefixed("language_model.model.model.", model.model.language_model)
@@ -218,4 +265,5 @@ def _is_new(name: str) -> bool:
 
 
 _NOT_SETTINGS = {"model_type", "architectures", "transformers_version", "torch_dtype", "dtype", "_name_or_path"}
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 _SETTINGS_FILES = ("preprocessor_config.json", "processor_config.json", "chat_template.jinja", "chat_template.json")

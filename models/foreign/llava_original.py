@@ -10,21 +10,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import LlamaConfig
 
 from encoders.vision import TransformersEncoder
 from encoders.vision.transformers_tower import told_preprocessing
 from models.checkpoint import CheckpointError
-from models.foreign.conversion import Conversion, language_model_config, load_their_tokenizer, prefixed, settings_of
-from models.foreign.inert_pickle import pickled_tensors
+from models.foreign.conversion import (
+    Conversion,
+    language_model_config,
+    llama_config,
+    load_their_tokenizer,
+    prefixed,
+    settings_of,
+    stored_tensors,
+)
 from models.foreign.llava import VICUNA
 
 MODEL_TYPES = ("llava", "llava_llama")
 _PROJECTOR, _TOWER = "model.mm_projector.", "model.vision_tower.vision_tower."
-_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
 def load(source: str, tower: str | None = None) -> Conversion:
@@ -43,15 +47,12 @@ def load(source: str, tower: str | None = None) -> Conversion:
             f"llava_original: expected the folder of '{config['mm_vision_tower']}' (--tower), got none"
         )
     tensors: dict[str, Tensor] = {}
-    for file in _shards(Path(source)):
-        for name, value in _tensors_of(file).items():
-            tensors |= _named(name, value)
+    for name, value in stored_tensors(source).items():
+        tensors |= _named(name, value)
     encoder = _their_tower(tower)
     if not any(name.startswith("encoders.image.tower.") for name in tensors):  # not tuned, and so not among them
         tensors |= prefixed("encoders.image.tower.", encoder.tower)
-    older = {"rope_theta", "rope_scaling"}  # names that LlamaConfig takes and no longer has
-    known = (set(LlamaConfig().to_dict()) | older) - {"model_type", "architectures"}
-    text = LlamaConfig(**{name: value for name, value in config.items() if name in known})
+    text = llama_config(config)
     return Conversion(
         _our_config(config, text, encoder.tower.config, tower), tensors, load_their_tokenizer(source, VICUNA)
     )
@@ -74,27 +75,6 @@ def _their_config(source: str) -> dict[str, Any]:
         if config.get(name, values[0]) not in values:
             raise CheckpointError(f"'{source}': {name}: expected one of {list(values)}, got {config[name]!r}")
     return config
-
-
-def _shards(folder: Path) -> list[Path]:
-    for name in _INDICES:
-        if (folder / name).is_file():
-            return sorted({folder / file for file in json.loads((folder / name).read_text())["weight_map"].values()})
-    found = [folder / name for name in ("model.safetensors", "pytorch_model.bin") if (folder / name).is_file()]
-    if not found:
-        raise CheckpointError(f"'{folder}': expected model.safetensors, pytorch_model.bin or an index, got none")
-    return found[:1]
-
-
-def _tensors_of(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise CheckpointError(f"'{file}': expected a shard that the index names, got none")
-    if file.suffix != ".safetensors":
-        return pickled_tensors(file, None)
-    try:
-        return load_file(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"'{file}': the weights cannot be read: {error}") from None
 
 
 def _named(name: str, value: Tensor) -> dict[str, Tensor]:

@@ -128,6 +128,11 @@ def test_graph_round_trip() -> None:
     again = decode_media(Media("graph", "g.json", (3,)), encode_graph(graph))
     assert isinstance(again, Graph) and again.node_texts == graph.node_texts
     assert torch.equal(again.edge_index, graph.edge_index)
+    assert again.node_features is None
+    numbers = Graph(graph.node_texts, graph.edge_index, torch.randn(3, 4))
+    again = decode_media(Media("graph", "g.json", (3,)), encode_graph(numbers))
+    assert isinstance(again, Graph) and again.node_features is not None
+    assert torch.equal(again.node_features, numbers.node_features)
     alone = decode_media(Media("graph", "g.json", (1,)), encode_graph(Graph(("os",), torch.zeros(2, 0).long())))
     assert isinstance(alone, Graph) and alone.edge_index.shape == (2, 0) and alone.edge_index.dtype == torch.int64
 
@@ -143,6 +148,11 @@ def test_graph_round_trip() -> None:
         ({"node_texts": ["a", 3], "edge_index": [[], []]}, "list of strings"),
         ({"node_texts": ["a", "b"]}, "expected the fields"),
         ({"node_texts": ["a", "b"], "edge_index": [[], []], "x": 1}, "'x'"),
+        ({"node_texts": ["a", "b"], "edge_index": [[], []], "node_features": [[1.0]]}, "2 rows of as many numbers"),
+        ({"node_texts": ["a", "b"], "edge_index": [[], []], "node_features": [[1], [2, 3]]}, "2 rows of as many"),
+        ({"node_texts": ["a", "b"], "edge_index": [[], []], "node_features": [["1"], ["2"]]}, "2 rows of as many"),
+        ({"node_texts": ["a", "b"], "edge_index": [[], []], "node_features": [[], []]}, "2 rows of as many"),
+        ({"node_texts": ["a", "b"], "edge_index": [[], []], "node_features": [[1e39], [2]]}, "expected finite"),
         ([], "expected the fields.*list"),
     ],
 )

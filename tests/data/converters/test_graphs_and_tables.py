@@ -66,6 +66,32 @@ def test_graphgpt_with_saved_data(tmp_path: Path, convert: Convert, instructions
     assert "--dataset: expected one of ['arxiv']" in capsys.readouterr().err
 
 
+def test_graphgpt_with_numbers(tmp_path: Path, convert: Convert, instructions: Path, capsys) -> None:
+    """The released data have numbers and no texts."""
+    numbers = torch.randn(10, 3, generator=torch.Generator().manual_seed(0))
+    torch.save({"arxiv": Data(x=numbers, edge_index=torch.zeros(2, 0, dtype=torch.long))}, tmp_path / "all.pt")
+    arguments = ("--graph-data", str(tmp_path / "all.pt"), "--dataset", "arxiv")
+    samples = convert("graphgpt", instructions, *arguments, "--node-features", "x", status=1)
+    graph = graph_of(samples[1], "graph_2")
+    assert graph.node_texts == ("", "", "") and graph.node_features is not None
+    assert torch.equal(graph.node_features, numbers[[7, 3, 9]])
+    assert len(report(tmp_path / "out")["skipped"]) == 4  # "c": node 99 has no row
+    table = write(tmp_path / "texts.csv", "".join(f"{i},Title {i}\n" for i in range(10)))
+    both = (*arguments, "--node-features", "x", "--node-texts", str(table))
+    assert (
+        graph_of(convert("graphgpt", instructions, *both, status=1, out=tmp_path / "both")[0]).node_texts[0]
+        == "Title 7"
+    )
+    for given, message in (
+        (arguments, "expected a list of texts in 'raw_texts', got ['edge_index', 'x']"),
+        ((*arguments, "--node-features", "y"), "expected numbers per node in 'y', got ['edge_index', 'x']"),
+        (("--node-features", "x"), "expected --node-texts or --graph-data, got neither"),
+        (("--node-texts", str(table), "--node-features", "x"), "--node-features: expected --graph-data, got none"),
+    ):
+        assert convert("graphgpt", instructions, *given, status=2, out=tmp_path / "none") == []
+        assert message in capsys.readouterr().err
+
+
 def test_saved_data_run_nothing(tmp_path: Path, convert: Convert, instructions: Path, capsys) -> None:
     class Attack:
         def __reduce__(self):
