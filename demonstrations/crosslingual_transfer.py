@@ -85,7 +85,8 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
 
     def fit(where: dict[str, object], steps: int, folder: Path, base: Path | None = None) -> Path:
         data = {"sources": [{"path": str(shared), "where": where}]}
-        return train(MODEL, shared / "tokenizer", vocab_size, data, steps, seed, folder, base)
+        start = [] if base is None else [{"path": str(base)}]
+        return train(MODEL, shared / "tokenizer", vocab_size, data, steps, seed, folder, start)
 
     kind = "monolingual" if arm == "tuned_1_not_aligned" else "aligned"
     base = folder.parent / f"pretrained-{kind}-{seed}"

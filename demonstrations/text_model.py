@@ -106,9 +106,10 @@ def train(
     steps: int,
     seed: int,
     folder: Path,
-    init_from: Path | None = None,
+    init_from: Sequence[Mapping[str, str]] = (),
+    trainable: Sequence[str] = (".",),
 ) -> Path:
-    """One fit by ``train.py``, as anyone would run it; returns the checkpoint.
+    """One fit of a Generalist; returns the checkpoint.
 
     Args:
         model: The model.
@@ -118,46 +119,60 @@ def train(
         steps: Optimizer steps.
         seed: Of weights and order.
         folder: The run's.
-        init_from: A checkpoint to go on from.
+        init_from: What to go on from, as the recipe takes it.
+        trainable: Patterns of the parameters that are trained.
     """
     recipe: dict[str, Any] = {
         "generalist": model.config(tokenizer, vocab_size),
-        "trainable": ["."],
+        "trainable": list(trainable),
+        "init_from": [dict(item) for item in init_from],
         "learning_rate": model.learning_rate,
         "muon": {r"^language_model\..*(self_attn|mlp)\.": model.muon},
         "warmup_steps": model.warmup_steps,
         "seed": seed,
     }
-    if init_from is not None:
-        recipe["init_from"] = [{"path": str(init_from)}]
     config = {
-        "seed_everything": seed,
         "model": {"class_path": "training.recipe.Recipe", "init_args": recipe},
         "data": {
             "class_path": "data.datamodule.PackedDataModule",
             "init_args": {**data, "max_tokens": model.max_tokens, "seed": seed, "cache": True},
         },
-        "trainer": {
-            "default_root_dir": str(folder),
-            "max_steps": steps,
-            "accelerator": "auto",
-            "devices": 1,
-            "logger": False,
-            "enable_checkpointing": False,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "limit_val_batches": 0,
-        },
+    }
+    fit(config, steps, seed, folder)
+    return folder / "checkpoint"
+
+
+def fit(config: Mapping[str, Any], steps: int, seed: int, folder: Path) -> None:
+    """One fit by ``train.py``, as anyone would run it.
+
+    Args:
+        config: ``model`` and ``data``.
+        steps: Optimizer steps.
+        seed: Of everything.
+        folder: The run's.
+
+    Raises:
+        RuntimeError: If it fails, naming its log.
+    """
+    trainer = {
+        "default_root_dir": str(folder),
+        "max_steps": steps,
+        "accelerator": "auto",
+        "devices": 1,
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
     }
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"  # YAML takes JSON
-    path.write_text(json.dumps(config, indent=1))
+    path.write_text(json.dumps({"seed_everything": seed, **config, "trainer": trainer}, indent=1))
     command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(path)]
     with (folder / "train.log").open("w") as log:
         result = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
     if result.returncode:
         raise RuntimeError(f"training failed with status {result.returncode}; see {folder / 'train.log'}")
-    return folder / "checkpoint"
 
 
 def answers(checkpoint: Path, examples: Sequence[Example]) -> list[str]:
