@@ -16,8 +16,8 @@ from encoders.vision.regions import MASK_SIDE, box_features
 from layers.layout import ItemLayout, Layout
 from models.media import seen_by_heads
 from models.projectors import MLPProjector, PoolProjector, RegionProjector
-from training.objectives import Encode, TowerBatch
-from training.region_objective import RegionObjective
+from training.towers.objectives import Encode, TowerBatch
+from training.towers.regions import RegionObjective
 
 SIZE, QUERIES, REGIONS, WIDTH = 64, 7, 4, 32
 BACKBONE: dict[str, Any] = {"model_type": "swin", "image_size": SIZE, "embed_dim": 8, "depths": [1, 1, 1, 1]}

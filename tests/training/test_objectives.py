@@ -18,11 +18,11 @@ from layers.layout import ItemLayout, Layout
 from layers.media import Graph
 from tests.training.media import COLOURS, make_record, scene, tiny_vision, write_shards
 from training.callbacks import LAST_CHECKPOINT, ResumePoint
-from training.objectives import TextGraphObjective, TowerBatch, TowerObjective
-from training.scene_objective import DenseSceneObjective, SceneRule, centre_heat
-from training.speech_objective import SpeechObjective, SpeechRule
-from training.tower_data import TowerData, TowerItem, TowerLoader, TowerPlan
 from training.towers import TOWER_FILE, TowerRecipe
+from training.towers.data import TowerData, TowerItem, TowerLoader, TowerPlan
+from training.towers.objectives import TextGraphObjective, TowerBatch, TowerObjective
+from training.towers.scenes import DenseSceneObjective, SceneRule, centre_heat
+from training.towers.speech import SpeechObjective, SpeechRule
 
 TINY_WHISPER = {
     "d_model": 16,

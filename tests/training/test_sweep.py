@@ -11,15 +11,15 @@ from safetensors.torch import load_file, save_file
 
 from layers.layout import ItemLayout, Layout
 from tests.training.media import tiny_vision, write_shards
-from training.objectives import TowerBatch
-from training.scene_objective import DenseSceneObjective
 from training.sweeps import runner as sweeping
 from training.sweeps.runner import read_sweep, run_sweep
-from training.tower_data import TowerData
 from training.towers import TowerRecipe, load_tower, save_tower
-from training.view_objective import TwoViewObjective
+from training.towers.data import TowerData
+from training.towers.objectives import TowerBatch
+from training.towers.scenes import DenseSceneObjective
+from training.towers.views import TwoViewObjective
 
-SCENES = "training.scene_objective.DenseSceneObjective"
+SCENES = "training.towers.scenes.DenseSceneObjective"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def grid(tmp_path: Path) -> dict[str, Any]:
         "backbones": {"small": {"class_path": "encoders.vision.TimmEncoder", "init_args": arguments}},
         "pretraining": {
             "scratch": None,
-            "views": {"objective": {"class_path": "training.view_objective.TwoViewObjective"}, **data},
+            "views": {"objective": {"class_path": "training.towers.views.TwoViewObjective"}, **data},
         },
         "tasks": {
             "colours": {

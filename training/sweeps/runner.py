@@ -21,9 +21,9 @@ import yaml
 from jsonargparse import ArgumentParser
 
 from layers.encoder import Encoder
-from training.objectives import TowerObjective
-from training.tower_data import TowerData, TowerItem
 from training.towers import TOWER_FILE, TowerRecipe
+from training.towers.data import TowerData, TowerItem
+from training.towers.objectives import TowerObjective
 
 Part = Mapping[str, Any]
 """``{class_path, init_args}``."""

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from layers.encoder import Encoder
 from training.muon import muon_adamw
-from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
 from training.optimizer import parameter_groups, warmup_cosine
-from training.tower_data import TowerPlan
+from training.towers.data import TowerPlan
+from training.towers.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
 TOWER_FILE = "tower.safetensors"
 

@@ -14,7 +14,7 @@ from torchmetrics.functional.text import edit_distance
 from data.records import Record
 from layers.head import LossTerm
 from layers.layout import ItemLayout
-from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
+from training.towers.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
 
 @dataclass(frozen=True)

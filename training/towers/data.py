@@ -15,7 +15,7 @@ from data.media import MediaError, decode_media
 from data.shards import Sample, expand, read_samples
 from layers.encoder import Processor
 from layers.layout import ItemLayout, Layout
-from training.objectives import TargetRule, TowerBatch
+from training.towers.objectives import TargetRule, TowerBatch
 
 POOL = 8
 """Batches whose items are sorted by length together, so that a batch pads little and the order stays random."""

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from layers.head import LossTerm
-from training.objectives import Encode, NoTargets, Outcome, TowerBatch, TowerObjective
+from training.towers.objectives import Encode, NoTargets, Outcome, TowerBatch, TowerObjective
 
 
 class TwoViewObjective(TowerObjective):

@@ -14,7 +14,7 @@ from data.media import decode_mask
 from data.records import Record
 from layers.head import LossTerm
 from layers.layout import ItemLayout
-from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
+from training.towers.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
 INK_SHARE = 0.15
 """A cell shows an object whose ink covers at least this share of it; with less, but some, it is undecided."""

@@ -17,7 +17,7 @@ from data.records import Record
 from encoders.vision.regions import Proposals, RegionEncoder
 from layers.head import LossTerm
 from layers.layout import ItemLayout
-from training.objectives import Encode, Outcome, TowerBatch, TowerObjective
+from training.towers.objectives import Encode, Outcome, TowerBatch, TowerObjective
 
 Matching = list[tuple[Tensor, Tensor]]
 """Per image the queries and the objects that were matched, index by index."""

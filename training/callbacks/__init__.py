@@ -1,0 +1,6 @@
+"""Callbacks of a training run."""
+
+from training.callbacks.resume_point import LAST_CHECKPOINT, ResumePoint
+from training.callbacks.throughput import Throughput
+
+__all__ = ["LAST_CHECKPOINT", "ResumePoint", "Throughput"]
