@@ -32,6 +32,7 @@ from layers.calls import (
     ScoreResult,
     TimeSpan,
 )
+from routers.parser import ParseError
 
 _EPILOG = """examples:
   python -m demos.ask --checkpoint runs/quickstart/checkpoint --image scene.png "where is the red 7?"
@@ -172,9 +173,14 @@ def reply_as_json(reply: Reply, files: dict[int, list[Path]]) -> dict[str, Any]:
         "raw_text": reply.raw_text,
         "finish_reason": reply.finish_reason,
         "calls": calls,
-        "errors": [{"kind": error.kind, "message": error.message} for error in reply.errors],
+        "errors": [_error_as_json(error) for error in reply.errors],
         "seconds": {name: round(seconds, 4) for name, seconds in reply.timings.items()},
     }
+
+
+def _error_as_json(error: ParseError | HeadError) -> dict[str, Any]:
+    where = {"call": error.call_index, "cause": error.cause} if isinstance(error, HeadError) else {}
+    return {"kind": error.kind, **where, "message": error.message}
 
 
 def result_as_json(result: Result | None) -> dict[str, Any] | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from inference.conversation import HeadError
+from inference.conversation import FailureCause, HeadError
 from layers.calls import Call, Grounding, HeadContext, MediaFeatures, Region, Result, ResultRef, TimeSpan
 from layers.head import Head
 from routers.tasks import TaskTable
 
+_LOG = logging.getLogger(__name__)
 HeadStates = Callable[[Sequence[Call], Tensor, Tensor], Tensor | None]
 
 
@@ -47,7 +49,7 @@ def answer_calls(
     """Answer every call of a batch of replies, in place.
 
     Round i takes the i-th call of each reply, batched per head, so that a later call can refer to an earlier
-    result.  A head's ``ValueError`` costs the call that caused it and no other.
+    result.  Whatever a head raises, running out of memory included, costs the call that caused it and no other.
 
     Args:
         pending: Replies with parsed calls and no results.
@@ -89,17 +91,40 @@ def _answer_round(
         ]
         states = torch.cat([row for row in rows if row is not None])
         lengths = [len(call.state_positions) for call in calls]
-    try:
-        results = head.decode(head(states, lengths, contexts), contexts)
-    except ValueError as error:
-        if len(replies) == 1:
-            _fail(replies[0], str(error))
-            return
+    results, failure = _attempt(head, states, lengths, contexts)
+    if failure is not None and len(replies) == 1:
+        _fail(replies[0], *failure)
+        return
+    if failure is not None:
         for reply in replies:
             _answer_round(head, head_states, [reply], turn, parameters)
         return
     for reply, result in zip(replies, results, strict=True):
         reply.results.append(replace(result, call=to_original(reply.calls[turn], reply.media)))
+
+
+def _attempt(
+    head: Head, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]
+) -> tuple[list[Result], tuple[str, FailureCause] | None]:
+    """The results, or why there are none.
+
+    The exception does not leave: it would keep alive the tensors of the frames that it passed, and what is tried next
+    may need their memory.
+    """
+    try:
+        return head.decode(head(states, lengths, contexts), contexts), None
+    except ValueError as error:
+        return [], (str(error), "refused")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        message = f"no memory to answer it: {error}" if str(error) else "no memory to answer it"
+        failure: tuple[str, FailureCause] = (message, "out_of_memory")
+    except Exception as error:
+        if len(contexts) == 1:  # a batch is tried again, call by call
+            _LOG.exception("%s failed on a call of '%s'", type(head).__name__, contexts[0].call.task)
+        return [], (f"{type(error).__name__}: {error}", "raised")
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [], failure
 
 
 def _context(reply: PendingReply, turn: int, parameters: Mapping[str, float]) -> HeadContext:
@@ -126,10 +151,10 @@ def _refusal(call: Call, turn: int, reply: PendingReply) -> str | None:
     return None
 
 
-def _fail(reply: PendingReply, message: str) -> None:
+def _fail(reply: PendingReply, message: str, cause: FailureCause = "refused") -> None:
     turn = len(reply.results)
     reply.results.append(None)
-    reply.errors.append(HeadError(turn, reply.calls[turn].task, message))
+    reply.errors.append(HeadError(turn, reply.calls[turn].task, message, cause=cause))
 
 
 def to_original(call: Call, media: Sequence[MediaFeatures]) -> Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -86,20 +86,26 @@ class Conversation:
         return cls(tuple(turns), {name: media[name] for name in record.media if name in used})
 
 
+FailureCause = Literal["refused", "raised", "out_of_memory"]
+
+
 @dataclass(frozen=True)
 class HeadError:
-    """A call that its head could not answer.
+    """A call that its head could not answer; the reply's text and other calls are untouched.
 
     Args:
         call_index: Which call of the reply.
         task: Its task.
-        message: What was expected and what was given.
+        message: What was expected and what was given, or what was raised.
+        cause: ``refused``: the call does not fit (a ``ValueError``); ``raised``: the head or its expert failed;
+            ``out_of_memory``: there was no memory for it, even alone.
     """
 
     call_index: int
     task: str
     message: str
     kind: str = "head"
+    cause: FailureCause = "refused"
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -168,6 +169,39 @@ def test_a_call_that_its_head_refuses_costs_no_other(generalist):
     assert one.errors == (HeadError(0, "ground", "expected something, got nothing"),)
     assert one.results[0] is None and isinstance(one.results[1], ScoreResult)
     assert not two.errors and isinstance(two.results[0], BoxesResult)
+
+
+@pytest.mark.parametrize(
+    ("raised", "cause", "words"),
+    [
+        (RuntimeError("the scheduler is broken"), "raised", "RuntimeError: the scheduler is broken"),
+        (torch.OutOfMemoryError("tried to allocate 20 GiB"), "out_of_memory", "no memory.*20 GiB"),
+        (MemoryError(), "out_of_memory", "no memory"),
+    ],
+)
+def test_an_expert_that_fails_costs_its_call_and_nothing_else(generalist, raised, cause, words, monkeypatch):
+    """In the middle of a reply, in a batch with a reply whose call of the same head is fine."""
+    asked = [Conversation.ask("draw a blue 4"), Conversation.ask("draw")]
+    one = written(generalist, "first", Call("draw", "broken"), " then", Call("judge", "it"), Call("draw", "a 4"))
+    session = scripted(generalist, asked, one, written(generalist, Call("draw", "a red 7")))
+    answer = type(generalist.heads["pictures"]).answer
+
+    def failing(self, context):
+        if context.call.prompt == "broken":
+            raise raised
+        return answer(self, context)
+
+    monkeypatch.setattr(type(generalist.heads["pictures"]), "answer", failing)
+    first, second = session.generate(asked)
+    assert first.text == "first then" and [type(item) for item in first.results] == [
+        type(None),
+        ScoreResult,
+        ImageResult,
+    ]
+    (error,) = first.errors
+    assert (error.call_index, error.task, error.kind, error.cause) == (0, "draw", "head", cause)
+    assert re.search(words, error.message)
+    assert not second.errors and isinstance(second.results[0], ImageResult)
 
 
 def test_a_call_that_refers_to_a_failed_result_fails(generalist):
