@@ -121,7 +121,8 @@ def _pack_calls(samples: Sequence[Rendered]) -> tuple[dict[str, list[HeadCall]],
             seen[item.kind] = seen.get(item.kind, 0) + 1
         for call in sample.calls:
             own = [references[index] for index in call.media]
-            calls.setdefault(call.head, []).append(HeadCall(call.call.shifted(offset), segment, own, call.target))
+            moved = HeadCall(call.call.shifted(offset), segment, own, call.target, call.earlier_results)
+            calls.setdefault(call.head, []).append(moved)
             counts[call.head] = counts.get(call.head, 0) + bool(call.target)
         offset += len(sample.input_ids)
     return calls, {head: count for head, count in counts.items() if count}

@@ -79,7 +79,10 @@ class BoxHead(Head):
         l1_weight: Weight of the L1 distance of cxcywh.
         giou_weight: Weight of the generalised IoU loss.
         heat_weight: Weight of the attention inside the box.
+        num_queries: Learned queries in the language model, for the link ``queries``.
     """
+
+    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -91,8 +94,9 @@ class BoxHead(Head):
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         heat_weight: float = 1.0,
+        num_queries: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_queries, state_size)
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
         self.relevance = Relevance(width)
         self.query_bias = nn.Linear(width, width)

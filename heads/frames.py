@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.calls import Call, HeadContext
+from layers.calls import BoxesResult, HeadContext, MaskResult
 from layers.geometry import GeometricTransform
 from layers.head import HeadTarget
 from layers.layout import ItemLayout
@@ -61,13 +61,28 @@ def coordinates(like: Tensor) -> Tensor:
     return torch.stack([x.expand(height, width), y[:, None].expand(height, width)])
 
 
-def rasterise(call: Call, like: Tensor) -> Tensor:
-    """(1, H, W) 1 within the call's regions; all 1 when the call names none."""
+def rasterise(context: HeadContext, like: Tensor) -> Tensor:
+    """(1, H, W) 1 within the call's regions, and the boxes and masks that it refers to; all 1 when it names none.
+
+    Raises:
+        ValueError: If it refers to a mask of another image than the latest.
+    """
     height, width = like.shape[-2:]
-    if not call.boxes_xyxy:
+    transform = context.image.layout.transform
+    assert transform is not None, "an image's layout has a transform"
+    boxes, region, named = list(context.call.boxes_xyxy), like.new_zeros(1, height, width), False
+    for result in context.referred_results:
+        if isinstance(result, BoxesResult):
+            boxes += [transform.normalise_box(box) for box in result.boxes_xyxy]
+        elif isinstance(result, MaskResult):
+            if tuple(result.mask.shape) != tuple(reversed(transform.original_size)):
+                got, expected = tuple(reversed(result.mask.shape)), transform.original_size
+                raise ValueError(f"a call refers to a mask of {got} pixels, expected one of its image's {expected}")
+            region = torch.maximum(region, transform.apply_mask(result.mask)[None].to(region))
+            named = True
+    if not boxes and not named:
         return like.new_ones(1, height, width)
-    region = like.new_zeros(1, height, width)
-    for x1, y1, x2, y2 in call.boxes_xyxy:
+    for x1, y1, x2, y2 in boxes:
         left, right = int(x1 * width), max(int(x1 * width) + 1, round(x2 * width))
         top, bottom = int(y1 * height), max(int(y1 * height) + 1, round(y2 * height))
         region[:, top:bottom, left:right] = 1

@@ -67,7 +67,10 @@ class NodeClassHead(Head):
         num_layers: Cross-attention layers over the graph's nodes.
         num_heads: Attention heads.
         dropout: Dropout before the classifier.
+        num_queries: Learned queries in the language model, for the link ``queries``.
     """
+
+    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -78,8 +81,9 @@ class NodeClassHead(Head):
         num_layers: int = 1,
         num_heads: int = 4,
         dropout: float = 0.1,
+        num_queries: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_queries, state_size)
         if len(set(classes)) != len(classes) or len(classes) < 2:
             raise ValueError(f"classes must be at least two different names, got {list(classes)}")
         self.classes = tuple(classes)
@@ -130,7 +134,10 @@ class LinkHead(Head):
         num_layers: Cross-attention layers over the nodes of both graphs.
         num_heads: Attention heads.
         dropout: Dropout before the classifier.
+        num_queries: Learned queries in the language model, for the link ``queries``.
     """
+
+    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -141,8 +148,9 @@ class LinkHead(Head):
         num_layers: int = 1,
         num_heads: int = 4,
         dropout: float = 0.1,
+        num_queries: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_queries, state_size)
         self.node_size = node_size
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
         self.side = nn.Parameter(torch.randn(2, feature_size) * 0.02)

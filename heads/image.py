@@ -59,7 +59,7 @@ class FlowImageHead(Head):
     Args:
         state_size: Width of the language model's states.
         feature_size: Width of the image encoder's features.
-        num_queries: Learned queries in the language model.
+        num_queries: Learned queries in the language model; 0 to read the anchor's state, for the link ``hidden``.
         canvas_size: (width, height) of images generated without a source.
         source_tasks: Tasks that edit the latest image; every other task draws on an empty canvas.
         channels: Widths of the U-Net's levels, multiples of 8.
@@ -78,6 +78,8 @@ class FlowImageHead(Head):
         num_heads: Its heads.
         seed: Seed of the noise, together with the call's words (the parameter ``seed`` overrides it).
     """
+
+    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -100,15 +102,14 @@ class FlowImageHead(Head):
         num_heads: int = 4,
         seed: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_queries, state_size)
         if len(channels) < 2 or any(count % 8 for count in channels):
             raise ValueError(f"channels must be at least two multiples of 8, got {list(channels)}")
         if not 0 <= condition_dropout < 1:
             raise ValueError(f"condition_dropout: expected a share from 0 to below 1, got {condition_dropout}")
         if guidance != 1 and not condition_dropout:
             raise ValueError(f"guidance {guidance} needs draws without the states, got condition_dropout 0")
-        self.num_queries, self.state_size = num_queries, state_size
-        self.queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02)
+        self.num_states, self.state_size = num_queries or 1, state_size
         self.canvas_size = (int(canvas_size[0]), int(canvas_size[1]))
         self.source_tasks = frozenset(source_tasks)
         self.patch_size, self.num_draws, self.num_steps, self.seed = patch_size, num_draws, num_steps, seed
@@ -119,7 +120,7 @@ class FlowImageHead(Head):
         self.condition = nn.Sequential(
             nn.LayerNorm(state_size),
             nn.Flatten(),
-            nn.Linear((num_queries + 2) * state_size, embedding_size),
+            nn.Linear((self.num_states + 2) * state_size, embedding_size),
             nn.GELU(),
             perceptron(embedding_size, embedding_size, embedding_size),
         )
@@ -145,15 +146,15 @@ class FlowImageHead(Head):
         """Compute the conditions of the flow, see :meth:`layers.head.Head.forward`.
 
         Raises:
-            ValueError: If a call does not bring at least ``num_queries`` states, or an edit has no image.
+            ValueError: If a call brings fewer states than queries, or none, or an edit has no image.
         """
         states = required_states(states, "FlowImageHead")
-        wrong = [length for length in lengths if length < self.num_queries]
+        wrong = [length for length in lengths if length < self.num_states]
         if wrong:
-            raise ValueError(f"FlowImageHead reads at least {self.num_queries} states per call, got {wrong[0]}")
+            raise ValueError(f"FlowImageHead reads at least {self.num_states} states per call, got {wrong[0]}")
         pieces = torch.split(states, list(lengths)) if contexts else ()
-        per_call = torch.cat([piece[-self.num_queries :] for piece in pieces] or [states])
-        per_call = per_call.unflatten(0, (len(contexts), self.num_queries))
+        per_call = torch.cat([piece[-self.num_states :] for piece in pieces] or [states])
+        per_call = per_call.unflatten(0, (len(contexts), self.num_states))
         embedding = self.condition(torch.cat([per_call, self._prompt_summary(pieces, per_call)], dim=1))
         heat = self._heat(pieces, contexts)
         maps = [
@@ -164,7 +165,7 @@ class FlowImageHead(Head):
 
     def _prompt_summary(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
         """(n, 2, d): mean and last of the prompt's states, zeros for calls that bring none."""
-        prompts = [piece[: -self.num_queries] for piece in pieces]
+        prompts = [piece[: -self.num_states] for piece in pieces]
         rows = [row for prompt in prompts for row in self._mean_and_last(prompt)]
         return torch.stack(rows).unflatten(0, (-1, 2)) if rows else like.new_zeros(0, 2, self.state_size)
 
@@ -277,7 +278,7 @@ class FlowImageHead(Head):
 
     def _edit_maps(self, context: HeadContext, heat: Tensor) -> Tensor:
         source = context.image.inputs["pixel_values"].float() / 127.5 - 1
-        region = rasterise(context.call, source)
+        region = rasterise(context, source)
         sketch = source.new_zeros(SKETCH_CHANNELS, *source.shape[-2:])
         return torch.cat([source, region, torch.ones_like(region), coordinates(source), heat.sigmoid()[None], sketch])
 

@@ -131,7 +131,10 @@ class MaskHead(Head):
         channels: Widths of the pixel decoder at a quarter, a half and all of the resolution, multiples of 4.
         bce_weight: Weight of the mean binary cross-entropy per pixel.
         dice_weight: Weight of the Dice loss.
+        num_queries: Learned queries in the language model, for the link ``queries``.
     """
+
+    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -143,8 +146,9 @@ class MaskHead(Head):
         channels: Sequence[int] = (64, 32, 16),
         bce_weight: float = 2.0,
         dice_weight: float = 0.5,
+        num_queries: int = 0,
     ) -> None:
-        super().__init__()
+        super().__init__(num_queries, state_size)
         if len(channels) != 3 or any(count % 4 for count in channels):
             raise ValueError(f"channels must be three multiples of 4, got {list(channels)}")
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)

@@ -128,11 +128,10 @@ def _attempt(
 
 
 def _context(reply: PendingReply, turn: int, parameters: Mapping[str, float]) -> HeadContext:
-    earlier = [
-        result if result is not None else Result(call)
-        for result, call in zip(reply.results, reply.calls[:turn], strict=True)
-    ]
-    return HeadContext(reply.calls[turn], reply.media, earlier, dict(parameters))
+    call = reply.calls[turn]
+    referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}
+    earlier = [result if index in referred else None for index, result in enumerate(reply.results[:turn])]
+    return HeadContext(call, reply.media, earlier, dict(parameters))
 
 
 def _refusal(call: Call, turn: int, reply: PendingReply) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from layers.calls import Call
+from layers.calls import Call, Result
 from layers.head import HeadTarget
 from layers.layout import Layout
 
@@ -20,6 +20,8 @@ def _move(value: Any, device: torch.device | str) -> Any:
         return {key: _move(item, device) for key, item in value.items()}
     if isinstance(value, list):
         return [_move(item, device) for item in value]
+    if isinstance(value, Result):
+        return replace(value, **{item.name: _move(getattr(value, item.name), device) for item in fields(value)})
     return value
 
 
@@ -60,12 +62,14 @@ class HeadCall:
         segment: The segment that it belongs to.
         media: (kind, index into that kind's :class:`MediaBatch`) of the media before it, in order.
         target: Tensors of the head's target processor; empty where there is nothing to learn.
+        earlier_results: Per earlier call of the turn its result by the targets, if this call refers to it, else None.
     """
 
     call: Call
     segment: int
     media: list[tuple[str, int]]
     target: HeadTarget
+    earlier_results: list[Result | None] = field(default_factory=list)
 
 
 @dataclass
@@ -104,7 +108,14 @@ class Batch:
             instructions=_move(self.instructions, device),
             media={kind: media.to(device) for kind, media in self.media.items()},
             calls={
-                head: [replace(item, target=_move(item.target, device)) for item in calls]
+                head: [
+                    replace(
+                        item,
+                        target=_move(item.target, device),
+                        earlier_results=_move(item.earlier_results, device),
+                    )
+                    for item in calls
+                ]
                 for head, calls in self.calls.items()
             },
         )

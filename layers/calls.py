@@ -151,18 +151,26 @@ class HeadContext:
     Args:
         call: The call; its regions are normalised to the input frame of :attr:`image`, 0 to 1.
         media: The conversation's media up to the call, in order.
-        earlier_results: Results of the reply's earlier calls.
+        earlier_results: Per earlier call of the reply its result, in original units, if this call refers to it, else
+            None; in training what the record's targets say.
         parameters: Scalar conditions such as a resolution or a number of steps.
     """
 
     call: Call
     media: list[MediaFeatures] = field(default_factory=list)
-    earlier_results: list[Result] = field(default_factory=list)
+    earlier_results: list[Result | None] = field(default_factory=list)
     parameters: dict[str, float] = field(default_factory=dict)
 
     def of_kind(self, kind: str) -> list[MediaFeatures]:
         """The media of one kind, in conversation order."""
         return [item for item in self.media if item.kind == kind]
+
+    @property
+    def referred_results(self) -> list[Result]:
+        """The earlier results that the call refers to, in the order of its references."""
+        references = [item.call_index for item in self.call.groundings if isinstance(item, ResultRef)]
+        found = [self.earlier_results[index] for index in references]
+        return [result for result in found if result is not None]
 
     @property
     def image(self) -> MediaFeatures:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,13 @@ class LossTerm:
     count: int
     parts: dict[str, Tensor] = field(default_factory=dict)
 
+    def __add__(self, other: LossTerm) -> LossTerm:
+        """Both together."""
+        parts = dict(self.parts)
+        for name, value in other.parts.items():
+            parts[name] = parts[name] + value if name in parts else value
+        return LossTerm(self.total + other.total, self.count + other.count, parts)
+
 
 class TargetProcessor(Protocol):
     """Turns a record's target into tensors in a data worker: picklable, without weights."""
@@ -51,18 +58,26 @@ class Head(nn.Module, ABC):
     """An expert head: hidden states and context in, typed results out.
 
     Attributes:
+        links: What may cross to it from the language model, see :class:`routers.tasks.TaskSpec`.
         num_queries: Learned queries that the language model carries for this head (link type ``queries``).
         queries: (num_queries, d_llm) parameter, or None.
         target_processor: Turns targets of records into tensors.
+
+    Args:
+        num_queries: k.
+        state_size: d_llm, where there are queries.
     """
 
+    links: ClassVar[frozenset[str]] = frozenset({"text", "boxes", "hidden", "queries"})
     num_queries: int = 0
     queries: nn.Parameter | None
     target_processor: TargetProcessor
 
-    def __init__(self) -> None:
+    def __init__(self, num_queries: int = 0, state_size: int = 0) -> None:
         super().__init__()
-        self.register_parameter("queries", None)
+        self.num_queries = num_queries
+        queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02) if num_queries else None
+        self.register_parameter("queries", queries)
 
     @abstractmethod
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Any:

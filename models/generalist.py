@@ -196,8 +196,11 @@ class Generalist(nn.Module):
             losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + losses[TOKEN_LOSS].count * balance
         for name in self.heads:
             calls = [call for call in batch.calls.get(name, []) if call.target]
-            if calls:
-                losses[name] = self._head_loss(name, calls, states, batch, encoded)
+            for reads in (True, False):  # one head may answer tasks of either kind of link
+                own = [call for call in calls if bool(call.call.state_positions) == reads]
+                if own:
+                    term = self._head_loss(name, own, states, batch, encoded)
+                    losses[name] = losses[name] + term if name in losses else term
         if self.training:
             losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._touch_all()
         return losses
@@ -249,7 +252,10 @@ class Generalist(nn.Module):
         def view(kind: str, index: int) -> MediaFeatures:
             return seen_by_heads(kind, media[kind].layout.items[index], media[kind].items[index], features[kind][index])
 
-        return [HeadContext(call=item.call, media=[view(*reference) for reference in item.media]) for item in calls]
+        return [
+            HeadContext(item.call, [view(*reference) for reference in item.media], item.earlier_results)
+            for item in calls
+        ]
 
     def head_states(self, calls: Sequence[Call], states: Tensor, token_ids: Tensor) -> Tensor | None:
         """What calls hand to their head from the language model.
@@ -351,6 +357,9 @@ class Generalist(nn.Module):
         for task in self.tasks:
             if task.head not in self.heads:
                 raise ValueError(f"task '{task.name}' needs head '{task.head}', got heads {sorted(self.heads)}")
+            if task.link not in self._head(task.head).links:
+                links, name = sorted(self._head(task.head).links), type(self._head(task.head)).__name__
+                raise ValueError(f"task '{task.name}' link: expected one of {links} for {name}, got '{task.link}'")
             if task.link == "queries" and task.num_queries != self._head(task.head).num_queries:
                 got = self._head(task.head).num_queries
                 raise ValueError(f"task '{task.name}' has {task.num_queries} queries, its head {got}")

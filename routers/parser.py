@@ -224,7 +224,10 @@ class CallParser:
             self._draft = None
             return None
         task = self._vocabulary.table[draft.task]
-        positions = draft.positions[1:] if task.link == "queries" else draft.positions
+        if task.link == "queries":
+            positions = draft.positions[1:]
+        else:
+            positions = [anchor + task.state_offset for anchor in draft.positions]
         if task.reads_prompt:
             positions = [*range(draft.start + 1, draft.start + 1 + len(draft.prompt_ids)), *positions]
         call = Call(

@@ -58,7 +58,7 @@ def render_call(call: Call, vocabulary: Vocabulary, tokenizer: PreTrainedTokeniz
     if task.has_anchor:
         assert vocabulary.anchor_id is not None
         ids.append(vocabulary.anchor_id)
-    anchor = [len(ids) - 1] if task.link == "hidden" else []
+    anchor = [len(ids) - 1 + task.state_offset] if task.link == "hidden" else []
     positions = [*range(len(ids), len(ids) + len(queries))] or anchor
     if task.reads_prompt:
         positions = [*range(1, 1 + num_prompt_ids), *positions]

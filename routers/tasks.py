@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 Link = Literal["text", "boxes", "hidden", "queries"]
+AnchorState = Literal["at", "before"]
 Payload = Literal["prompt", "regions", "time_spans", "nodes", "results"]
 PromptTokens = Literal["none", "states", "embeddings"]
 PROMPT_TOKENS: tuple[str, ...] = ("none", "states", "embeddings")
 LINKS: tuple[str, ...] = ("text", "boxes", "hidden", "queries")
+ANCHOR_STATES: tuple[str, ...] = ("at", "before")
 PAYLOADS: tuple[str, ...] = ("prompt", "regions", "time_spans", "nodes", "results")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")
 
@@ -28,6 +30,8 @@ class TaskSpec:
         needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two.
         payload: What may stand between the tokens.
         num_queries: k, for the link ``queries``; must equal the head's.
+        anchor_state: Which state the link ``hidden`` passes: the one ``at`` the anchor (as Sa2VA does), or the one
+            ``before`` it, which predicts the anchor (as LISA does), so that both losses pull at one vector.
         prompt_tokens: What the head reads of the call's prompt, one vector per token, before the state of the anchor
             or those of the queries: ``none``, the tokens' ``states``, or their ``embeddings``, of unit mean square. A
             state mostly says what comes next, and after ``<anchor>`` nothing does: a young language model keeps little
@@ -42,6 +46,7 @@ class TaskSpec:
     needs: tuple[str, ...] = ()
     payload: tuple[Payload, ...] = ("prompt",)
     num_queries: int = 0
+    anchor_state: AnchorState = "at"
     prompt_tokens: PromptTokens = "none"
     loss_weight: float = 1.0
     description: str = ""
@@ -58,6 +63,12 @@ class TaskSpec:
             raise ValueError(f"task '{self.name}' payload: expected some of {PAYLOADS}, got {sorted(unknown)}")
         if (self.link == "queries") != (self.num_queries > 0):
             raise ValueError(f"task '{self.name}': link '{self.link}' does not go with num_queries={self.num_queries}")
+        if self.anchor_state not in ANCHOR_STATES:
+            raise ValueError(
+                f"task '{self.name}' anchor_state: expected one of {ANCHOR_STATES}, got {self.anchor_state!r}"
+            )
+        if self.anchor_state == "before" and self.link != "hidden":
+            raise ValueError(f"task '{self.name}': anchor_state 'before' needs the link 'hidden', got '{self.link}'")
         if self.prompt_tokens not in PROMPT_TOKENS:
             raise ValueError(
                 f"task '{self.name}' prompt_tokens: expected one of {PROMPT_TOKENS}, got {self.prompt_tokens!r}"
@@ -79,6 +90,11 @@ class TaskSpec:
     def close_token(self) -> str:
         """The token that ends a call."""
         return f"</{self.name}>"
+
+    @property
+    def state_offset(self) -> int:
+        """Where the state that the link ``hidden`` passes stands, from the anchor."""
+        return -1 if self.anchor_state == "before" else 0
 
     @property
     def has_anchor(self) -> bool:
