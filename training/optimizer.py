@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,13 +17,16 @@ def set_trainable(module: nn.Module, patterns: Iterable[str]) -> None:
     """Freeze every parameter whose name matches none of the patterns (``re.search``).
 
     Raises:
-        ValueError: If a pattern matches no parameter.
+        ValueError: If a pattern matches no parameter, naming its key.
     """
     names = [name for name, _ in module.named_parameters()]
     compiled = [re.compile(pattern) for pattern in patterns]
-    for pattern in compiled:
+    for number, pattern in enumerate(compiled):
         if not any(pattern.search(name) for name in names):
-            raise ValueError(f"trainable: pattern '{pattern.pattern}' matches no parameter, such as {names[:3]}")
+            raise ValueError(
+                f"model.init_args.trainable[{number}]: pattern '{pattern.pattern}' matches no parameter, such as "
+                f"{names[:3]}"
+            )
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:  # what its own module holds fixed (Whisper's positions) stays fixed
             parameter.requires_grad_(any(pattern.search(name) for pattern in compiled))
@@ -52,16 +55,16 @@ def parameter_groups(
         Groups for :class:`training.muon.MuonAdamW`.
 
     Raises:
-        ValueError: If a pattern matches no parameter, or nothing is trainable.
+        ValueError: If a pattern matches no parameter that is trained, naming its key, or nothing is trained.
     """
-    names = [name for name, _ in module.named_parameters()]
-    compiled = _compiled("learning_rates", learning_rates, names)
-    compiled_muon = _compiled("muon", muon or {}, names)
+    trained = [(name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("model.init_args.trainable: expected patterns that leave something to train, got none")
+    compiled = _compiled("learning_rates", learning_rates, [name for name, _ in trained])
+    compiled_muon = _compiled("muon", muon or {}, [name for name, p in trained if _is_hidden(name, p)])
     groups: dict[tuple[float, float, bool], dict[str, Any]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        hidden = parameter.ndim >= 2 and not _NO_DECAY.search(name)
+    for name, parameter in trained:
+        hidden = _is_hidden(name, parameter)
         decay = weight_decay if hidden else 0.0
         rate = _first_match(compiled_muon, name) if hidden else None
         by_muon = rate is not None
@@ -70,16 +73,22 @@ def parameter_groups(
             (rate, decay, by_muon), {"params": [], "lr": rate, "weight_decay": decay, "muon": by_muon}
         )
         group["params"].append(parameter)
-    if not groups:
-        raise ValueError("nothing is trainable: expected at least one pattern of `trainable` to match")
     return list(groups.values())
 
 
-def _compiled(argument: str, rates: Mapping[str, float], names: Iterable[str]) -> list[tuple[re.Pattern[str], float]]:
+def _is_hidden(name: str, parameter: nn.Parameter) -> bool:
+    """Whether a parameter is a matrix or a convolution within the network: decayed, and fit for Muon."""
+    return parameter.ndim >= 2 and not _NO_DECAY.search(name)
+
+
+def _compiled(argument: str, rates: Mapping[str, float], names: Sequence[str]) -> list[tuple[re.Pattern[str], float]]:
     compiled = [(re.compile(pattern), rate) for pattern, rate in rates.items()]
     for pattern, _ in compiled:
         if not any(pattern.search(name) for name in names):
-            raise ValueError(f"{argument}: pattern '{pattern.pattern}' matches no parameter")
+            raise ValueError(
+                f"model.init_args.{argument}['{pattern.pattern}']: matches no parameter that is trained"
+                + (" and is a matrix within the network" if argument == "muon" else f", such as {list(names)[:3]}")
+            )
     return compiled
 
 

@@ -2,43 +2,25 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import lightning as L
 import torch
 import torch.distributed as dist
-from safetensors.torch import load_file
 from torch import Tensor
 
 from layers.batch import Batch, Step
 from layers.head import LossTerm
 from models.build import build_generalist, plain_config, validate_config
-from models.checkpoint import WEIGHTS, CheckpointError, save_checkpoint
-from models.generalist import TOKEN_LOSS, Generalist
+from models.checkpoint import save_checkpoint
+from models.generalist import TOKEN_LOSS, Generalist, load_tokenizer
 from models.plan import BatchPlan
+from training.init_from import InitFrom, check_sources, load_weights
 from training.muon import muon_adamw
 from training.optimizer import global_grad_norm, parameter_groups, set_trainable, warmup_cosine
-
-
-@dataclass
-class InitFrom:
-    """Where a stage takes weights from.
-
-    Args:
-        path: A safetensors file, or a checkpoint directory.
-        prefix: Where its tensors go, such as ``encoders.image.``; empty for a whole model.
-        allow_new: Patterns of this model's tensors under ``prefix`` that the source need not have.
-    """
-
-    path: str
-    prefix: str = ""
-    allow_new: tuple[str, ...] = ()
-
 
 _MEDIA = "media/"  # before a modality's name, among the counts of a step
 
@@ -48,6 +30,20 @@ class Recipe(L.LightningModule):
 
     The objective of an optimizer step is ``Σ_h w_h · Σ sum_h / Σ count_h`` over all its packs and all ranks, so that
     accumulation and the number of processes change nothing.
+
+    A trainer that is no plain supervised step is a subclass in a file of its own that overrides what differs:
+
+    ==============================  ====================================================================================
+    :meth:`pack_losses`             What is learned from a pack, as sums and counts: preference pairs against a
+                                    reference, a teacher's distribution, a hint beside the task.
+    :attr:`own_losses`,             The names and weights of losses that no head has, and how many of them a pack holds,
+    :meth:`pack_counts`             known before the first forward.
+    :meth:`prepare`                 Parts beside the model once it is built and loaded: a frozen reference, a teacher.
+    :meth:`accumulate`              How a step's losses become gradients: inner steps of meta-learning, many rollouts.
+    :meth:`make_optimizer`          Who moves the parameters, and :meth:`optimize` when; an optimizer that needs no
+                                    gradient leaves ``accumulate`` without a backward.
+    :meth:`update`                  All of a step: seeded perturbations (zeroth order), or a population (evolution).
+    ==============================  ====================================================================================
 
     Args:
         generalist: Arguments of :class:`models.generalist.Generalist`; nested parts are ``{class_path, init_args}``. A
@@ -66,6 +62,9 @@ class Recipe(L.LightningModule):
         seed: Seed of whatever is random within a step; a step's randomness depends on it and the step's number only.
         export: Folder of the checkpoint directory written at the end of a fit, under the trainer's root; None: none.
     """
+
+    own_losses: ClassVar[Mapping[str, float]] = {}
+    """Losses that a subclass adds -> their weights."""
 
     def __init__(
         self,
@@ -100,35 +99,56 @@ class Recipe(L.LightningModule):
         self.loss_weights = loss_weights or {}
         self.seed = seed
         self.export = export
-        self._generalist: list[Generalist] = []
 
     def plan(self) -> BatchPlan:
         """The batch plan, from a model without weights."""
+        return self.skeleton().plan()
+
+    def skeleton(self) -> Generalist:
+        """The model without weights, frozen as it will be; refuses what does not fit before anything is loaded.
+
+        Raises:
+            ValueError: For a part, a pattern or a weight that does not fit, naming its key.
+        """
         with torch.device("meta"):
-            return build_generalist(self.generalist_config).plan()
+            generalist = build_generalist(self.generalist_config)
+        set_trainable(generalist, self.trainable)
+        self.groups(generalist)
+        self._resolve_loss_weights(generalist)
+        return generalist
 
     def configure_model(self) -> None:
         """Build, then load; called by the trainer within its strategy."""
         if hasattr(self, "generalist"):
             return
+        check_sources(self.init_from, load_tokenizer(self.generalist_config["tokenizer"]))
         generalist = build_generalist(self.generalist_config)
         for source in self.init_from:
             load_weights(generalist, source)
         set_trainable(generalist, self.trainable)
         self.generalist = generalist
         self.weights = self._resolve_loss_weights(generalist)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Add what a subclass needs beside the model, which is built, loaded and partly frozen by now."""
 
     def configure_optimizers(self) -> Any:
-        """AdamW (fused), with Muon where it is asked for, and the schedule of both."""
-        groups = parameter_groups(
-            self.generalist, self.learning_rate, self.learning_rates, self.weight_decay, self.muon
-        )
-        optimizer = muon_adamw(groups, self.betas, self.trainer.precision)
+        """The optimizer, and its schedule."""
+        optimizer = self.make_optimizer(self.groups(self.generalist))
         total = int(self.trainer.estimated_stepping_batches)
         if total < 0 or total > 10**9:
             raise ValueError(f"trainer.max_steps: expected the length of the schedule, got {self.trainer.max_steps}")
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: warmup_cosine(s, self.warmup_steps, total))
         return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+
+    def groups(self, generalist: Generalist) -> list[dict[str, Any]]:
+        """The trained parameters by learning rate and decay."""
+        return parameter_groups(generalist, self.learning_rate, self.learning_rates, self.weight_decay, self.muon)
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        """AdamW (fused), with Muon where it is asked for."""
+        return muon_adamw(groups, self.betas, self.trainer.precision)
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
         """Move a step."""
@@ -136,36 +156,76 @@ class Recipe(L.LightningModule):
 
     def training_step(self, batch: Step, batch_idx: int) -> None:
         """One optimizer step over all packs of ``batch``."""
-        optimizer: Any = self.optimizers()
         torch.manual_seed(_step_seed(self.seed, self.global_step, self.global_rank))
-        counts = self._global_counts(batch.counts | _media_counts(batch))
+        counts = self._global_counts(self.step_counts(batch))
+        sums = self.update(batch, counts)
+        scheduler: Any = self.lr_schedulers()
+        scheduler.step()
+        self._log_losses("train", sums, counts)
+        self.log("train/token", sums[TOKEN_LOSS] / max(1, counts[TOKEN_LOSS]), prog_bar=True, logger=False)
+
+    def update(self, batch: Step, counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """Move the parameters by what a step's packs say.
+
+        Args:
+            batch: This process's packs.
+            counts: Denominators over the packs of all processes.
+
+        Returns:
+            Loss name -> detached sum over this process's packs, for the log.
+        """
+        sums = self.accumulate(batch, counts)
+        self._release_untouched(counts)
+        self.optimize(batch)
+        return sums
+
+    def accumulate(self, batch: Step, counts: Mapping[str, float]) -> dict[str, Tensor]:
+        """Add up the gradients of a step's packs; arguments and result as of :meth:`update`."""
         sums: dict[str, Tensor] = {}
         for index, pack in enumerate(batch.packs):
             with nullcontext() if index == len(batch.packs) - 1 else self._no_sync():
-                losses = self.generalist(pack)
+                losses = self.pack_losses(pack)
                 self.manual_backward(self.objective(losses, counts) * self.trainer.world_size)
             for name, term in losses.items():
                 for part, value in ({"": term.total} | term.parts).items():
                     key = f"{name}/{part}" if part else name
                     sums[key] = sums.get(key, torch.zeros((), device=self.device)) + value.detach()
-        self._release_untouched(counts)
+        return sums
+
+    def optimize(self, batch: Step) -> None:
+        """Clip the gradients, have the optimizer step, and forget them."""
+        optimizer: Any = self.optimizers()
         parameters = [p for p in self.generalist.parameters() if p.grad is not None]
         norm = global_grad_norm(parameters)
         if self.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        scheduler: Any = self.lr_schedulers()
-        scheduler.step()
-        self._log_losses("train", sums, counts)
         self.log("train/grad_norm", norm)
-        self.log("train/token", sums[TOKEN_LOSS] / max(1, counts[TOKEN_LOSS]), prog_bar=True, logger=False)
+
+    def pack_losses(self, pack: Batch) -> dict[str, LossTerm]:
+        """What is learned from a pack, as sums and counts by name."""
+        losses: dict[str, LossTerm] = self.generalist(pack)
+        return losses
+
+    def pack_counts(self, pack: Batch) -> dict[str, int]:
+        """What a pack adds to the denominators of :meth:`pack_losses`, known before the forward."""
+        return pack.counts
+
+    def step_counts(self, batch: Step) -> dict[str, int]:
+        """The denominators over this process's packs, and the items of every modality."""
+        counts: dict[str, int] = {}
+        for pack in batch.packs:
+            media = {f"{_MEDIA}{kind}": len(items.items) for kind, items in pack.media.items()}
+            for name, count in (self.pack_counts(pack) | media).items():
+                counts[name] = counts.get(name, 0) + count
+        return counts
 
     def validation_step(self, batch: Step, batch_idx: int) -> None:
         """Sum the losses of held-out packs; they are normalised at the end of the epoch."""
         torch.manual_seed(_step_seed(self.seed, batch_idx, 0))
         for pack in batch.packs:
-            for name, term in self.generalist(pack).items():
+            for name, term in self.pack_losses(pack).items():
                 total, count = self._validation.get(name, (0.0, 0))
                 self._validation[name] = (total + float(term.total), count + term.count)
 
@@ -225,50 +285,13 @@ class Recipe(L.LightningModule):
         self.log_dict(values)
 
     def _resolve_loss_weights(self, generalist: Generalist) -> dict[str, float]:
-        weights = {TOKEN_LOSS: 1.0} | {name: 1.0 for name in generalist.heads}
+        weights = {TOKEN_LOSS: 1.0, **self.own_losses} | {name: 1.0 for name in generalist.heads}
         weights |= {task.head: task.loss_weight for task in generalist.tasks}
         unknown = sorted(set(self.loss_weights) - set(weights))
         if unknown:
-            raise ValueError(f"loss_weights: expected some of {sorted(weights)}, got {unknown}")
+            raise ValueError(f"model.init_args.loss_weights: expected some of {sorted(weights)}, got {unknown}")
         return weights | self.loss_weights
-
-
-def load_weights(generalist: Generalist, source: InitFrom) -> None:
-    """Copy a source's tensors into the model, strictly.
-
-    Raises:
-        CheckpointError: If the source is missing, or its tensors do not fit, naming them.
-    """
-    path = Path(source.path)
-    file = path / WEIGHTS if path.is_dir() else path
-    if not file.is_file():
-        raise CheckpointError(f"init_from: expected a safetensors file or a checkpoint directory, got '{path}'")
-    tensors = {source.prefix + name: tensor for name, tensor in load_file(file).items()}
-    state = {name: value for name, value in generalist.state_dict().items() if name.startswith(source.prefix)}
-    tied = {value.data_ptr() for name, value in state.items() if name in tensors}
-    new = [re.compile(pattern) for pattern in source.allow_new]
-    missing = [
-        name
-        for name, value in state.items()
-        if name not in tensors and value.data_ptr() not in tied and not any(p.search(name) for p in new)
-    ]
-    wrong = [name for name, value in tensors.items() if name not in state or state[name].shape != value.shape]
-    if missing or wrong:
-        raise CheckpointError(f"init_from '{path}': missing {missing[:5]}, unexpected or of another shape {wrong[:5]}")
-    generalist.load_state_dict(tensors, strict=False)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 4_093 + rank
-
-
-def _media_counts(step: Step) -> dict[str, int]:
-    """Items of each modality in a step's packs."""
-    counts: dict[str, int] = {}
-    for pack in step.packs:
-        for kind, media in pack.media.items():
-            counts[f"{_MEDIA}{kind}"] = counts.get(f"{_MEDIA}{kind}", 0) + len(media.items)
-    return counts
-
-
-__all__ = ["Batch", "InitFrom", "Recipe", "load_weights"]

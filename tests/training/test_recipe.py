@@ -1,20 +1,27 @@
 """The recipe through the real command line: resuming, loss normalisation, stages, errors."""
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from data.packing import merge_counts, pack
 from layers.batch import Batch, Step
-from models.checkpoint import CheckpointError, load_checkpoint
-from tests.tiny import SAMPLES, rendered, tiny_config, tiny_generalist, training_arguments, write_shard
+from layers.head import LossTerm
+from models.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from models.tokenizer import save_tokenizer, train_tokenizer
+from routers.tasks import TaskTable
+from tests.tiny import SAMPLES, WORDS, rendered, tiny_config, tiny_generalist, training_arguments, write_shard
 from train import main
-from training.recipe import InitFrom, Recipe, load_weights
+from training.init_from import InitFrom, load_weights
+from training.recipe import Recipe
 
 
 def weights(root: Path) -> dict[str, torch.Tensor]:
@@ -97,6 +104,20 @@ class Snapshots(Callback):
         self.taken.append({name: value.detach().clone() for name, value in pl_module.generalist.named_parameters()})
 
 
+def fit(recipe: Recipe, steps: list[Step], root: Path, *callbacks: Callback) -> None:
+    trainer = Trainer(
+        max_steps=len(steps),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+        default_root_dir=root,
+    )
+    trainer.fit(recipe, DataLoader(steps, batch_size=None))
+
+
 def test_an_optimizer_leaves_alone_what_no_pack_has_used(tmp_path: Path) -> None:
     """Muon gives a stale momentum the full length of a step: heads and projectors drifted while others learned."""
     muon = {r"^language_model\..*\.layers\.": 0.02, r"^projectors\.": 0.02, r"^heads\..*(layers|query|key)": 0.02}
@@ -105,17 +126,7 @@ def test_an_optimizer_leaves_alone_what_no_pack_has_used(tmp_path: Path) -> None
     packs = [[*SAMPLES], ["text"], ["text"], ["box"]]
     packed = [pack([rendered(name, plan) for name in names], plan) for names in packs]
     snapshots = Snapshots()
-    trainer = Trainer(
-        max_steps=len(packs),
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[snapshots],
-        default_root_dir=tmp_path,
-    )
-    trainer.fit(recipe, DataLoader([Step([item], item.counts) for item in packed], batch_size=None))
+    fit(recipe, [Step([item], item.counts) for item in packed], tmp_path, snapshots)
 
     def changed(before: int, after: int) -> set[str]:
         first, second = snapshots.taken[before], snapshots.taken[after]
@@ -149,6 +160,92 @@ def test_a_pattern_that_matches_nothing_is_refused(tmp_path: Path) -> None:
 
 
 def test_init_from_is_strict(tmp_path: Path) -> None:
-    model = tiny_generalist(tmp_path)
-    with pytest.raises(CheckpointError, match="expected a safetensors file or a checkpoint directory"):
-        load_weights(model, InitFrom(str(tmp_path / "nowhere")))
+    recipe = Recipe(generalist=tiny_config(tmp_path), trainable=["."], init_from=[InitFrom(str(tmp_path / "nowhere"))])
+    with pytest.raises(CheckpointError, match=r"init_from\[0\] '.*nowhere': expected a safetensors file"):
+        recipe.configure_model()
+    save_file({"other": torch.zeros(1)}, tmp_path / "other.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing \['language_model.*unexpected or of another shape \['other'\]"):
+        load_weights(tiny_generalist(tmp_path), InitFrom(str(tmp_path / "other.safetensors")))
+
+
+def test_stages_with_other_tokens_are_refused(tmp_path: Path) -> None:
+    """A row of another token would be taken for this one's: the shapes agree, so that nothing else would tell."""
+    config = tiny_config(tmp_path)
+    checkpoint = save_checkpoint(tiny_generalist(tmp_path), config, tmp_path / "stage1")
+    config["tasks"]["tasks"][0]["name"] = "locate"
+    tokenizer = train_tokenizer([WORDS], 400, TaskTable.from_dict(config["tasks"]))
+    save_tokenizer(tokenizer, tmp_path / "renamed")
+    config["tokenizer"] = str(tmp_path / "renamed")
+    recipe = Recipe(generalist=config, trainable=["."], init_from=[InitFrom(str(checkpoint))])
+    with pytest.raises(CheckpointError, match=r"init_from\[0\].*expected the tokens of .* has id .* here and .* there"):
+        recipe.configure_model()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"learning_rates": {"^heads": 1e-3}}, r"learning_rates\['\^heads'\]: matches no parameter that is trained"),
+        ({"muon": {"bias$": 1e-2}}, r"muon\['bias\$'\]: matches no parameter that is trained and is a matrix"),
+        ({"trainable": []}, "init_args.trainable: expected patterns that leave something to train, got none"),
+        ({"loss_weights": {"tokens": 1.0}}, r"init_args.loss_weights: expected some of .* got \['tokens'\]"),
+    ],
+)
+def test_rates_and_weights_of_nothing_are_refused_before_anything_is_built(tmp_path: Path, arguments, message) -> None:
+    recipe = Recipe(generalist=tiny_config(tmp_path), **{"trainable": ["^projectors"], **arguments})
+    with pytest.raises(ValueError, match=message):
+        recipe.plan()
+
+
+class Teacher(Recipe):
+    """Distillation, as the recipe's docstring promises: one small file that overrides what differs."""
+
+    own_losses: ClassVar[dict[str, float]] = {"teacher": 0.5}
+
+    def prepare(self) -> None:
+        self.teacher = copy.deepcopy(self.generalist).requires_grad_(False).eval()
+        with torch.no_grad():
+            next(iter(self.teacher.parameters())).mul_(1.1)
+
+    def pack_counts(self, pack: Batch) -> dict[str, int]:
+        return pack.counts | {"teacher": sum(pack.segment_lengths)}
+
+    def pack_losses(self, pack: Batch) -> dict[str, LossTerm]:
+        embeds = self.generalist.embed(pack.input_ids)
+        states = self.generalist.language_model(embeds, pack.position_ids, pack.segment_lengths)
+        with torch.no_grad():
+            wanted = self.teacher.language_model(embeds, pack.position_ids, pack.segment_lengths)
+        own = LossTerm((states - wanted).square().mean(-1).sum(), len(states))
+        return super().pack_losses(pack) | {"teacher": own}
+
+
+class Seeded(Recipe):
+    """Zeroth order: two losses and a seed, no gradient."""
+
+    def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups)
+
+    def update(self, batch: Step, counts: Mapping[str, float]) -> dict[str, torch.Tensor]:
+        parameters = [p for p in self.generalist.parameters() if p.requires_grad]
+        seed, losses = int(torch.randint(2**31, ())), []
+        for scale in (1e-3, -2e-3, 1e-3):
+            generator = torch.Generator().manual_seed(seed)
+            with torch.no_grad():
+                for parameter in parameters:
+                    parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
+                losses.append(sum(self.objective(self.pack_losses(pack), counts) for pack in batch.packs))
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator) * (losses[0] - losses[1]) / 2e-3
+        self.optimize(batch)
+        return {"token": losses[2].detach()}
+
+
+@pytest.mark.parametrize("kind", [Teacher, Seeded])
+def test_the_seams_hold_trainers_that_are_no_supervised_step(tmp_path: Path, kind: type[Recipe]) -> None:
+    recipe = kind(generalist=tiny_config(tmp_path), trainable=["^language_model"], warmup_steps=0, export=None)
+    plan, snapshots = recipe.plan(), Snapshots()
+    packed = pack([rendered("text", plan)], plan)
+    fit(recipe, [Step([packed], packed.counts)] * 2, tmp_path, snapshots)
+    names = [name for name in snapshots.taken[0] if name.startswith("language_model")]
+    assert all(snapshots.taken[1][name].isfinite().all() for name in names)
+    assert any(not torch.equal(snapshots.taken[0][name], snapshots.taken[1][name]) for name in names)
