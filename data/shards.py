@@ -35,11 +35,11 @@ class ShardError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """A record with the bytes of its members, by member name (``NAME.EXT``)."""
+    """A record with the bytes of its members, by member name (``NAME.EXT``), perhaps read only when asked for."""
 
     key: str
     record: Record
-    members: dict[str, bytes]
+    members: Mapping[str, bytes]
 
 
 class ShardWriter:

@@ -1,4 +1,4 @@
-"""``python -m eval predict | score | report | sweep``."""
+"""``python -m eval list | predict | score | report | sweep``."""
 
 from __future__ import annotations
 
@@ -33,11 +33,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status
 
 
+def _list(options: argparse.Namespace) -> int:
+    from eval.benchmarks.lookup import benchmark_table
+
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    console.print(benchmark_table(options.data, options.catalog))
+    return 0
+
+
 def _predict(options: argparse.Namespace) -> int:
-    from eval.benchmarks.quickstart import quickstart_benchmarks
+    from eval.benchmarks.lookup import find_benchmarks
     from eval.predict import Options, predict
 
-    names = [] if options.benchmark == "all" else options.benchmark.split(",")
+    names = options.benchmark.split(",")
     asking = Options(
         control=options.control,
         constrained=options.constrained,
@@ -47,7 +55,7 @@ def _predict(options: argparse.Namespace) -> int:
         dtype=options.dtype,
         device=options.device,
     )
-    benchmarks = quickstart_benchmarks(options.data, options.split, names)
+    benchmarks = find_benchmarks(options.data, options.split, names, options.catalog)
     predict(options.checkpoint, benchmarks, options.out, asking)
     return 0
 
@@ -108,12 +116,18 @@ def _sweep(options: argparse.Namespace) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m eval", description=__doc__)
-    commands = parser.add_subparsers(required=True, metavar="predict | score | report | sweep")
+    commands = parser.add_subparsers(required=True, metavar="list | predict | score | report | sweep")
+
+    listing = commands.add_parser("list", help="the benchmarks, where their files belong, and which are there")
+    listing.add_argument("--data", default=Path("benchmark_data"), type=Path, help="holds their folders (%(default)s)")
+    _add_catalog(listing)
+    listing.set_defaults(run=_list)
 
     predict = commands.add_parser("predict", help="ask a checkpoint and log what it says")
     predict.add_argument("--checkpoint", required=True, type=Path, help="checkpoint directory")
-    predict.add_argument("--benchmark", required=True, help="names separated by commas, or 'all'")
-    predict.add_argument("--data", required=True, type=Path, help="quickstart data directory")
+    predict.add_argument("--benchmark", required=True, help="names separated by commas, or 'all' that are there")
+    predict.add_argument("--data", required=True, type=Path, help="quickstart data, or the folder of benchmark folders")
+    _add_catalog(predict)
     predict.add_argument("--out", required=True, type=Path, help="prediction log (.jsonl); continued if it exists")
     predict.add_argument("--split", default="test", choices=("test", "val"), help="select models on 'val' only")
     predict.add_argument("--control", choices=PREDICTED_CONTROLS, help="take something away and measure again")
@@ -148,6 +162,12 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--precision", choices=("32-true", "bf16-mixed"), help="instead of the measured choice")
     sweep.set_defaults(run=_sweep)
     return parser
+
+
+def _add_catalog(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--catalog", action="append", default=[], type=Path, help="YAML file or folder of benchmark rows of your own"
+    )
 
 
 if __name__ == "__main__":

@@ -155,7 +155,7 @@ def predict(
             kept[name] = benchmark
     if not kept:
         return 0
-    samples = {name: benchmark.records() for name, benchmark in kept.items()}
+    samples = {name: list(benchmark.records()) for name, benchmark in kept.items()}
     header = make_header(checkpoint, kept, {name: len(own) for name, own in samples.items()}, options)
     with PredictionLog(out, header) as log:
         if log.dropped:

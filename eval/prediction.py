@@ -70,7 +70,19 @@ class Prediction:
     @property
     def failed(self) -> bool:
         """Whether the reply does not parse: a malformed or unavailable call, or a reply cut at the length limit."""
-        return self.finish_reason == "length" or any(error["kind"] != HEAD_ERROR for error in self.errors)
+        return bool(self.failure)
+
+    @property
+    def failure(self) -> str:
+        """Why the reply does not parse, alike for alike cases; "" where it does."""
+        if self.finish_reason == "length":
+            return "cut at the length limit"
+        return next((f"{error['kind']} call" for error in self.errors if error["kind"] != HEAD_ERROR), "")
+
+    @property
+    def cluster(self) -> str:
+        """What the sample shares with others that are not independent of it: ``meta.cluster``, or its own key."""
+        return str(self.meta.get("cluster", self.key))
 
     @property
     def meta(self) -> Mapping[str, Any]:
@@ -140,6 +152,11 @@ def predicted(
         reference=reference_of(sample),
         timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
     )
+
+
+def silent(benchmark: str, sample: Sample) -> Prediction:
+    """A prediction that says nothing, with the sample's reference."""
+    return Prediction(benchmark, sample.key, reference=reference_of(sample))
 
 
 def reference_of(sample: Sample) -> dict[str, Any]:

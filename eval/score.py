@@ -9,12 +9,12 @@ from typing import Any
 
 from rich.table import Table
 
-from eval.benchmarks.answers import failure_score
 from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.quickstart import CONTROL_LIMITS, MARGINS, TARGETS, quickstart_benchmarks
+from eval.benchmarks.lookup import find_benchmarks
+from eval.benchmarks.quickstart import CONTROL_LIMITS, MARGINS, TARGETS
 from eval.controls import CONTROLS, PREDICTED_CONTROLS
 from eval.log import LogContents, LogError, read_log
-from eval.metrics.statistics import Score
+from eval.metrics.statistics import mean
 from eval.prediction import Prediction
 
 Scores = dict[str, dict[str, Any]]
@@ -26,7 +26,7 @@ PARSES_BY_CONSTRUCTION = "a constant reply parses by construction"
 def score_files(
     paths: Sequence[str | Path],
     data: str | Path | None = None,
-    make_benchmarks: BenchmarkFactory = quickstart_benchmarks,
+    make_benchmarks: BenchmarkFactory = find_benchmarks,
 ) -> Scores:
     """Score logs of one checkpoint on one split, the model's own and those of its controls.
 
@@ -76,8 +76,8 @@ def score_files(
             if constrained:
                 scores[metric]["constrained"] = benchmark.score(constrained)[metric].to_json()
     if "parse_failure" in scores:
-        others = {name: failure_score(rows) for name, rows in own.items() if name != "routing"}
-        scores["parse_failure"]["parts"] = {name: _estimate(score) for name, score in sorted(others.items())}
+        others = {name: mean([float(row.failed) for row in rows]) for name, rows in own.items() if name != "routing"}
+        scores["parse_failure"]["parts"] = {name: other.to_json() for name, other in sorted(others.items())}
     return scores
 
 
@@ -155,7 +155,7 @@ def _controls(
     if metric == "parse_failure":
         reasons["constant"] = PARSES_BY_CONSTRUCTION
     else:
-        values["constant"] = benchmark.score(benchmark.constant(own))[metric].value
+        values["constant"] = benchmark.score(map(benchmark.constant, own))[metric].value
         counts["constant"] = len(own)
     return values, reasons, counts
 
@@ -183,10 +183,6 @@ def _facts(logs: Sequence[LogContents], name: str) -> dict[str, Any]:
             if facts.setdefault(benchmark, value) != value:
                 raise LogError(f"{log.path}: {name} of benchmark '{benchmark}' differs from that of another log")
     return facts
-
-
-def _estimate(score: Score) -> dict[str, Any]:
-    return {"value": score.value, "n": score.n, "stderr": score.stderr}
 
 
 def _number(value: float | None) -> str:

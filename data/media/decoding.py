@@ -20,7 +20,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from data.media.error import MAX_PIXELS, MediaError
 from data.media.jpeg import read_jpeg_header
-from data.media.video import Video
+from data.media.video import Video, measure
 from data.records import Media, Target, parse_json
 from layers.media import Audio, Graph
 
@@ -37,7 +37,7 @@ def decode_media(media: Media, data: bytes) -> RawMedia:
     """Decode a media member and check it against its record.
 
     Args:
-        media: What the record declares.
+        media: What the record declares; of a size of (), which shards never hold, nothing is checked.
         data: The member's bytes.
 
     Returns:
@@ -48,12 +48,12 @@ def decode_media(media: Media, data: bytes) -> RawMedia:
         MediaError: Naming the file, what was expected and what was given.
     """
     if media.type == "image":
-        return _decode_image(media.file, data, media.size)
+        return _decode_image(media.file, data, media.size or None)
     if media.type == "audio":
         return _decode_audio(media, data)
     if media.type == "graph":
         return _decode_graph(media, data)
-    width, height, frames = media.size
+    width, height, frames = media.size or measure(media.file, data)
     return Video(media.file, data, (width, height, frames))
 
 
@@ -249,7 +249,7 @@ def _decode_audio(media: Media, data: bytes) -> Audio:
             if stream.frames * stream.channels > MAX_SAMPLES:
                 given = f"{stream.frames} in {stream.channels} channels"
                 raise MediaError(f"'{media.file}': expected at most {MAX_SAMPLES:,} samples, got {given}")
-            if (samples,) != media.size:
+            if media.size not in ((), (samples,)):
                 raise MediaError(f"'{media.file}': expected {media.size[0]} samples at {rate} Hz, got {samples}")
             waveform = stream.read(dtype="float32", always_2d=True).mean(axis=1)
             audio = Audio(torch.from_numpy(waveform), stream.samplerate)
@@ -274,7 +274,7 @@ def _decode_graph(media: Media, data: bytes) -> Graph:
     texts, edges = value["node_texts"], value["edge_index"]
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
         raise MediaError(f"'{media.file}' node_texts: expected a list of strings, got {texts!r:.80}")
-    if (len(texts),) != media.size:
+    if media.size not in ((), (len(texts),)):
         raise MediaError(f"'{media.file}': expected {media.size[0]} nodes, got {len(texts)}")
     good = isinstance(edges, list) and len(edges) == 2 and all(isinstance(row, list) for row in edges)
     if not good or len(edges[0]) != len(edges[1]) or not all(type(node) is int for row in edges for node in row):

@@ -3,31 +3,34 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from eval.benchmarks.benchmark import (
-    FAILED_IS_WRONG,
-    Benchmark,
-    answers_with,
-    majority,
-    meta_part,
-    part_means,
-    says,
-    score_values,
-)
-from eval.metrics.ranking import auc_estimate
-from eval.metrics.routing import count_right_calls, routing_estimates
-from eval.metrics.statistics import Score, macro_mean
+from eval.benchmarks.benchmark import FAILED_IS_WRONG, answers_with, majority, meta_part, says
+from eval.benchmarks.shards import ShardBenchmark
+from eval.metrics.ranking import roc_auc
+from eval.metrics.routing import count_right_calls, routing_rate
+from eval.metrics.statistics import Score
 from eval.metrics.text import exact_match, normalise_answer, word_error_rate, word_errors
 from eval.prediction import HEAD_ERROR, Prediction
+from eval.tally import Tally
 
 NO_CALLS = "[]"
+ROUTING_PROTOCOL = (
+    "micro-averaged over calls; a call is right when task, place in the reply, prompt and number of groundings "
+    "match; every call of a reply that does not parse or is cut is wrong, a malformed call counts as "
+    "predicted; n counts replies; standard error bootstrapped over replies"
+)
+FAILURE_PROTOCOL = (
+    "share of routing replies that hold a malformed call or one of an unavailable task, or are cut at the length "
+    "limit; the parts are other benchmarks of the same run"
+)
 
 
-class AnswerBenchmark(Benchmark):
+class AnswerBenchmark(ShardBenchmark):
     """Exact match of short answers.
 
     Args:
@@ -56,71 +59,70 @@ class AnswerBenchmark(Benchmark):
         super().__init__(name, [metric], data, split, without)
         self.macro, self.part, self.cluster = macro, part, cluster
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """Accuracy; see the class."""
-        values = [float(self.right(row)) for row in predictions]
-        clusters = cluster_names(predictions, self.cluster)
+        tally, part = Tally(), meta_part(self.part)
+        for row in predictions:
+            tally.put(row.key, cluster_name(row, self.cluster), [float(self.right(row))], [part(row)])
         protocol = f"exact match after lower-casing and dropping end punctuation; {FAILED_IS_WRONG}"
-        parts = part_means(predictions, values, meta_part(self.part), clusters)
         if self.macro:
-            whole = macro_mean(list(parts.values()))
-            protocol = f"unweighted mean over {len(parts)} question types of {protocol}"
-        else:
-            whole = part_means(predictions, values, lambda _: "all", clusters)["all"]
+            protocol = f"unweighted mean over {tally.num_parts} question types of {protocol}"
         if self.cluster is not None:
             protocol += f"; standard error clustered by {self.cluster}"
-        return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+        return {self.metrics[0]: tally.macro_mean(protocol) if self.macro else tally.mean(protocol)}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether a reply that parses matches the answer."""
         return not prediction.failed and exact_match(prediction.text, prediction.answer)
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """Each question type's most frequent validation answer."""
+        best, fallback = self._best
+        return says(prediction, best.get(meta_part("question_type")(prediction), fallback))
+
+    @cached_property
+    def _best(self) -> tuple[dict[str, str], str]:
         answers: dict[str, list[str]] = {}
         kind = meta_part("question_type")
         for row in self.validation:
             answers.setdefault(kind(row), []).append(normalise_answer(row.answer))
         best = {name: majority(own) for name, own in answers.items()}
-        fallback = majority(answer for own in answers.values() for answer in own)
-        return [says(row, best.get(kind(row), fallback)) for row in predictions]
+        return best, majority(answer for own in answers.values() for answer in own)
 
 
-class TranscriptBenchmark(Benchmark):
+class TranscriptBenchmark(ShardBenchmark):
     """Corpus word error rate of the reply against ``meta.transcript``."""
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """Word error rate, with parts by language and by voice."""
-        hypotheses = ["" if row.failed else row.text for row in predictions]
-        references = [_transcript(row) for row in predictions]
-        whole = word_error_rate(hypotheses, references)
-        parts = {}
-        for entry in ("language", "voice"):
-            groups: dict[str, list[int]] = {}
-            for index, row in enumerate(predictions):
-                groups.setdefault(f"{entry}: {row.meta.get(entry, 'other')}", []).append(index)
-            for name, own in groups.items():
-                parts[name] = word_error_rate([hypotheses[i] for i in own], [references[i] for i in own])
+        tally = Tally(2)
+        for row in predictions:
+            edits, words = word_errors("" if row.failed else row.text, _transcript(row))
+            parts = [f"{entry}: {row.meta.get(entry, 'other')}" for entry in ("language", "voice")]
+            tally.add(row, edits, words, parts=parts)
         protocol = (
             "corpus level, edits over reference words (jiwer), case-sensitive, no normaliser but white space; "
             "free-running on voices that training never heard; a reply that does not parse or is cut counts as empty; "
-            f"standard error bootstrapped over utterances; {len(parts)} parts by language and voice"
+            f"standard error bootstrapped over utterances; {tally.num_parts} parts by language and voice"
         )
-        return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+        return {self.metrics[0]: tally.ratio(protocol, higher_is_better=False)}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether there is no error in a reply that parses."""
         return not prediction.failed and word_errors(prediction.text, _transcript(prediction))[0] == 0
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """Silence, or the most frequent validation transcript if that makes fewer errors there."""
+        return says(prediction, self._best)
+
+    @cached_property
+    def _best(self) -> str:
         references = [_transcript(row) for row in self.validation]
         options = ["", majority(references)]
-        best = min(options, key=lambda text: word_error_rate([text] * len(references), references).value)
-        return [says(row, best) for row in predictions]
+        return min(options, key=lambda text: word_error_rate([text] * len(references), references).value)
 
 
-class LabelBenchmark(Benchmark):
+class LabelBenchmark(ShardBenchmark):
     """Accuracy of a head's label against the reference call's label target.
 
     Args:
@@ -147,28 +149,29 @@ class LabelBenchmark(Benchmark):
         super().__init__(name, [metric], data, split, without)
         self.cluster = cluster
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """Accuracy, with parts by the true label."""
-        names = cluster_names(predictions, self.cluster)
-        by_key = dict(zip((row.key for row in predictions), names or (), strict=True))
-        score = score_values(
-            predictions,
-            lambda row: float(self.right(row)),
+        tally = Tally()
+        for row in predictions:
+            cluster = cluster_name(row, self.cluster)
+            tally.put(row.key, cluster, [float(self.right(row))], [str(row.target("label"))])
+        protocol = (
             f"label of the head's first answer; {FAILED_IS_WRONG}, a missing call is wrong; "
-            f"standard error clustered by {self.cluster}",
-            part=lambda row: str(row.target("label")),
-            cluster=lambda row: by_key[row.key],
+            f"standard error clustered by {self.cluster}"
         )
-        return {self.metrics[0]: score}
+        return {self.metrics[0]: tally.mean(protocol)}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the head's label is the target."""
         return bool((prediction.first_result("label") or {}).get("label") == prediction.target("label"))
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """The most frequent validation label."""
-        label = majority(str(row.target("label")) for row in self.validation)
-        return [answers_with(row, {"type": "label", "label": label, "probabilities": {}}) for row in predictions]
+        return answers_with(prediction, {"type": "label", "label": self._best, "probabilities": {}})
+
+    @cached_property
+    def _best(self) -> str:
+        return majority(str(row.target("label")) for row in self.validation)
 
 
 class LinkBenchmark(LabelBenchmark):
@@ -176,93 +179,81 @@ class LinkBenchmark(LabelBenchmark):
 
     call = "link"
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """AUC; a missing probability is the worst one: 0 for a positive, 1 for a negative."""
-        positives = [float(row.target("score")) >= 0.5 for row in predictions]
-        scores = []
-        for row, positive in zip(predictions, positives, strict=True):
-            result = row.first_result("score")
-            scores.append((0.0 if positive else 1.0) if result is None else float(result["score"]))
-        estimate = auc_estimate(scores, positives, cluster_names(predictions, self.cluster))
-        hits = [float((value >= 0.5) == positive) for value, positive in zip(scores, positives, strict=True)]
-        accuracy = part_means(predictions, hits, lambda _: "accuracy at 0.5")
+        tally, accuracy = Tally(2), Tally()
+        for row in predictions:
+            positive, result = float(row.target("score")) >= 0.5, row.first_result("score")
+            value = (0.0 if positive else 1.0) if result is None else float(result["score"])
+            tally.put(row.key, cluster_name(row, self.cluster), [value, float(positive)])
+            accuracy.put(row.key, row.key, [float((value >= 0.5) == positive)], ["accuracy at 0.5"])
         protocol = (
             "area under the ROC curve of the head's probability, ties count half; free-running; without a probability "
             "(no call, or a reply that does not parse) a positive counts as 0 and a negative as 1; standard error "
             f"bootstrapped over {self.cluster}"
         )
-        return {self.metrics[0]: Score(estimate.value, estimate.n, estimate.stderr, protocol, accuracy)}
+        score = tally.statistic(lambda rows: roc_auc(rows[:, 0].tolist(), (rows[:, 1] > 0).tolist()), protocol)
+        score.parts.update(accuracy.mean("").parts)
+        return {self.metrics[0]: score}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the probability lies on the right side of one half."""
         result = prediction.first_result("score")
         return result is not None and (result["score"] >= 0.5) == (float(prediction.target("score")) >= 0.5)
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """One probability for all."""
-        return [answers_with(row, {"type": "score", "score": 0.5}) for row in predictions]
+        return answers_with(prediction, {"type": "score", "score": 0.5})
 
 
-class RoutingBenchmark(Benchmark):
+class RoutingBenchmark(ShardBenchmark):
     """Precision, recall and F1 of calls, and how many replies do not parse."""
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """``routing_precision``, ``routing_recall``, ``routing_f1`` and ``parse_failure``."""
-        counts = [_count_calls(row) for row in predictions]
-        exact = [float(self.right(row)) for row in predictions]
-        by_number = part_means(
-            predictions, exact, lambda row: f"all calls of the reply right, {len(row.reference['calls'])} expected"
-        )
-        protocol = (
-            "micro-averaged over calls; a call is right when task, place in the reply, prompt and number of groundings "
-            "match; every call of a reply that does not parse or is cut is wrong, a malformed call counts as "
-            "predicted; n counts replies; standard error bootstrapped over replies"
-        )
+        counts, exact, failures = Tally(3), Tally(), Tally()
+        for row in predictions:
+            counts.add(row, *count_calls(row))
+            number = f"all calls of the reply right, {len(row.reference['calls'])} expected"
+            exact.add(row, float(self.right(row)), parts=[number])
+            failures.add(row, float(row.failed))
         scores = {}
-        for name, estimate in routing_estimates(counts).items():
-            parts = by_number if name == "f1" else {}
-            scores[f"routing_{name}"] = Score(estimate.value, estimate.n, estimate.stderr, protocol, parts)
-        scores["parse_failure"] = failure_score(predictions)
+        for name in ("precision", "recall", "f1"):
+            scores[f"routing_{name}"] = counts.statistic(partial(routing_rate, name=name), ROUTING_PROTOCOL)
+        scores["routing_f1"].parts.update(exact.mean("").parts)
+        scores["parse_failure"] = failures.mean(FAILURE_PROTOCOL, higher_is_better=False)
         return scores
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the reply makes the expected calls and no other."""
-        right, made, expected = _count_calls(prediction)
+        right, made, expected = count_calls(prediction)
         return not prediction.failed and right == made == expected
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """The most frequent non-empty set of calls of the validation split: calling nothing has an F1 of 0."""
+        return replace(says(prediction, ""), calls=self._best)
+
+    @cached_property
+    def _best(self) -> list[dict[str, Any]]:
         made = [_calls_json(row.reference["calls"]) for row in self.validation]
-        calls = json.loads(majority(item for item in made if item != NO_CALLS))
-        return [replace(says(row, ""), calls=calls) for row in predictions]
+        calls: list[dict[str, Any]] = json.loads(majority(item for item in made if item != NO_CALLS))
+        return calls
 
 
-def failure_score(predictions: Sequence[Prediction]) -> Score:
-    """Share of replies with a malformed or unavailable call, or cut at the length limit."""
-    return score_values(
-        predictions,
-        lambda row: float(row.failed),
-        "share of routing replies that hold a malformed call or one of an unavailable task, or are cut at the length "
-        "limit; the parts are other benchmarks of the same run",
-    )
+def cluster_name(row: Prediction, entry: str | None) -> str:
+    """The value of a meta entry that makes clusters; a sample without the entry is its own cluster."""
+    return row.cluster if entry is None else json.dumps(row.meta.get(entry, row.key), sort_keys=True)
 
 
-def cluster_names(predictions: Sequence[Prediction], entry: str | None) -> list[Hashable] | None:
-    """The values of a meta entry that make clusters; a sample without the entry is its own cluster."""
-    if entry is None:
-        return None
-    return [json.dumps(row.meta.get(entry, row.key), sort_keys=True) for row in predictions]
-
-
-def _transcript(row: Prediction) -> str:
-    return str(row.meta.get("transcript", row.answer))
-
-
-def _count_calls(row: Prediction) -> tuple[int, int, int]:
+def count_calls(row: Prediction) -> tuple[int, int, int]:
     """(right, predicted, expected) calls of a reply."""
     expected = row.reference["calls"]
     malformed = sum(error["kind"] != HEAD_ERROR for error in row.errors)
     return 0 if row.failed else count_right_calls(row.calls, expected), len(row.calls) + malformed, len(expected)
+
+
+def _transcript(row: Prediction) -> str:
+    return str(row.meta.get("transcript", row.answer))
 
 
 def _calls_json(calls: Sequence[Mapping[str, Any]]) -> str:

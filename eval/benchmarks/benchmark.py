@@ -1,34 +1,59 @@
-"""The contract of a benchmark, and what benchmarks on quickstart-style shards share."""
+"""The contract of a benchmark.
+
+A benchmark is tied to no format of data: it yields :class:`data.shards.Sample` objects, from wherever, and turns
+predictions into scores. Three kinds exist: those on shards (:mod:`eval.benchmarks.shards`, the quickstart's), those of
+the catalogue (:mod:`eval.benchmarks.catalog`: one YAML row in ``configs/benchmarks/`` names a reader of the official
+local files, a prompt, an answer parser, a metric and a protocol), and files without references
+(:mod:`eval.benchmarks.inputs`). A new official benchmark is a row, and Python only where its files or its metric are
+new:
+
+- a :class:`eval.benchmarks.reader.Reader` yields :class:`eval.benchmarks.reader.Item` objects: fields for the prompt,
+  media that are read when they are asked for, the gold reply, and what the metric needs (``meta``);
+- a :class:`eval.benchmarks.parser.Parser` reads an answer from a reply, or says why it cannot;
+- a :class:`eval.benchmarks.metric.Metric` scores answers in one pass, with the help of :class:`eval.tally.Tally`, which
+  keeps a few numbers per sample, gives standard errors clustered by image, and lets ``compare`` pair two runs.
+
+Their class paths stand in :data:`eval.benchmarks.catalog.ALLOWED_CLASSES`; nothing else is imported.
+"""
 
 from __future__ import annotations
 
-import hashlib
+import base64
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from data.shards import Sample, expand, read_samples
-from eval.metrics.statistics import Estimate, Score, mean
-from eval.prediction import Prediction, reference_of
+from data.media import decode_target, encode_mask
+from data.records import Target
+from data.shards import Sample
+from eval.benchmarks.answer import Answer
+from eval.metrics.statistics import Score
+from eval.prediction import Prediction
 
 TEXT_ONLY = "the prompt has no media"
 HEAD_NEEDS_MEDIA = "without its media the task is not available, so the score is 0 by construction; see zeroed"
 FAILED_IS_WRONG = "free-running; a reply that does not parse or is cut at the length limit is wrong"
 
 
+class BenchmarkError(ValueError):
+    """Files of a benchmark that cannot be used; names the file, what was expected and what was given."""
+
+
 class Benchmark(ABC):
-    """Records and what makes a prediction right.
+    """Questions, and what makes an answer right.
 
     Args:
-        name: Prefix of its shards, ``DATA/SPLIT/NAME-*.tar``.
-        metrics: Names of the metrics that :meth:`score` returns.
+        name: Unique among all benchmarks.
+        metrics: Names of the numbers that :meth:`score` returns; unique among all benchmarks.
+        protocol: Identifier of how it is asked and scored, ``NAME/VARIANT@VERSION``; scores of different protocols are
+            never compared. The version rises with every change that changes a score.
+        data: The folder of its files.
+        split: Which split is asked.
         without: Control -> why it is not measured.
-        data: The data directory.
-        split: Which split is asked; the constant control always answers from "val".
+        generation: What it asks of decoding, such as ``max_new_tokens``; the command's own options come before it.
 
     Attributes:
         call: The task whose call answers every question, or None; the zeroed control's replies begin with it.
@@ -40,49 +65,46 @@ class Benchmark(ABC):
         self,
         name: str,
         metrics: Sequence[str],
+        protocol: str,
         data: str | Path,
+        *,
         split: str = "test",
         without: Mapping[str, str] | None = None,
+        generation: Mapping[str, Any] | None = None,
     ) -> None:
         self.name = name
         self.metrics = tuple(metrics)
+        self.protocol = protocol
         self.data = Path(data)
         self.split = split
         self.without = dict(without or {})
+        self.generation = dict(generation or {})
 
     @property
-    def shards(self) -> list[str]:
-        """Its shards.
+    @abstractmethod
+    def data_sha256(self) -> str:
+        """Of the files that questions and references are read from.
 
         Raises:
-            ValueError: If there are none.
+            ValueError: If they are not there.
         """
-        return expand(str(self.data / self.split / f"{self.name}-*.tar"))
-
-    @property
-    def data_sha256(self) -> str:
-        """Of the shards' bytes, in order."""
-        digest = hashlib.sha256()
-        for path in self.shards:
-            digest.update(Path(path).read_bytes())
-        return digest.hexdigest()
-
-    def records(self) -> list[Sample]:
-        """The samples, in the order of the shards, with their media undecoded."""
-        return list(read_samples(self.shards))
-
-    @cached_property
-    def validation(self) -> list[Prediction]:
-        """References of the validation split as predictions that say nothing; for the constant control."""
-        paths = expand(str(self.data / "val" / f"{self.name}-*.tar"))
-        return [Prediction(self.name, item.key, reference=reference_of(item)) for item in read_samples(paths)]
 
     @abstractmethod
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
-        """Score predictions of this benchmark.
+    def records(self) -> Iterable[Sample]:
+        """The samples in a fixed order, media undecoded; may be lazy, and may be asked for again.
+
+        Keys are unique. The last assistant turn is the gold reply: what it says scores the maximum.
+
+        Raises:
+            ValueError: If the files are not there or malformed, or a key occurs twice.
+        """
+
+    @abstractmethod
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
+        """Score predictions of this benchmark in one pass, holding none of them.
 
         Args:
-            predictions: At least one.
+            predictions: At least one; may be a stream.
 
         Returns:
             Metric name -> score, for every name in :attr:`metrics`.
@@ -93,48 +115,21 @@ class Benchmark(ABC):
         """Whether an example counts as right when it is shown."""
 
     @abstractmethod
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
-        """The predictions with every answer replaced by the best constant one of the validation split."""
+    def constant(self, prediction: Prediction) -> Prediction:
+        """The prediction with its answer replaced by the best constant one."""
 
+    def answer(self, prediction: Prediction) -> Answer:
+        """What the reply says; by default its text."""
+        failure = prediction.failure
+        return Answer(None, failure) if failure else Answer(prediction.text)
 
-def score_values(
-    predictions: Sequence[Prediction],
-    value: Callable[[Prediction], float],
-    protocol: str,
-    *,
-    part: Callable[[Prediction], str] | None = None,
-    cluster: Callable[[Prediction], Hashable] | None = None,
-) -> Score:
-    """Mean of one number per prediction.
-
-    Args:
-        predictions: At least one.
-        value: The number.
-        protocol: For the score.
-        part: Name of the part that a prediction belongs to.
-        cluster: What it shares with predictions that are not independent of it.
-    """
-    values = [value(prediction) for prediction in predictions]
-    clusters = [cluster(prediction) for prediction in predictions] if cluster is not None else None
-    whole = mean(values, clusters)
-    parts = part_means(predictions, values, part, clusters) if part is not None else {}
-    return Score(whole.value, whole.n, whole.stderr, protocol, parts)
-
-
-def part_means(
-    predictions: Sequence[Prediction],
-    values: Sequence[float],
-    part: Callable[[Prediction], str],
-    clusters: Sequence[Hashable] | None = None,
-) -> dict[str, Estimate]:
-    """Means per part."""
-    members: dict[str, list[int]] = {}
-    for index, prediction in enumerate(predictions):
-        members.setdefault(part(prediction), []).append(index)
-    return {
-        name: mean([values[i] for i in own], [clusters[i] for i in own] if clusters is not None else None)
-        for name, own in members.items()
-    }
+    def gold(self, prediction: Prediction) -> Prediction:
+        """The prediction with the reference for an answer: text, calls, and each call's target as its result."""
+        reference = prediction.reference
+        calls = [{name: call[name] for name in ("task", "prompt", "groundings")} for call in reference["calls"]]
+        results = [_gold_result(call.get("target")) for call in reference["calls"]]
+        text = str(reference["text"])
+        return replace(prediction, raw=text, text=text, calls=calls, errors=(), results=results, finish_reason="stop")
 
 
 def majority(values: Iterable[str]) -> str:
@@ -163,3 +158,26 @@ def answers_with(prediction: Prediction, result: Mapping[str, Any]) -> Predictio
     """The prediction with the reference's calls, the first of which is answered by ``result``."""
     calls = [{name: call[name] for name in ("task", "prompt", "groundings")} for call in prediction.reference["calls"]]
     return replace(prediction, raw="", text="", calls=calls, errors=(), results=(result,), finish_reason="stop")
+
+
+def _gold_result(target: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if target is None:
+        return None
+    if target["type"] == "box":
+        return {"type": "boxes", "boxes_xyxy": [target["value"]], "scores": [1.0]}
+    if target["type"] == "mask":
+        return {"type": "mask", "mask": _mask_of(target)}
+    if target["type"] == "image":
+        return {"type": "image", "png": target["data"]}
+    if target["type"] == "label":
+        return {"type": "label", "label": target["value"], "probabilities": {}}
+    return {"type": "score", "score": target["value"]}
+
+
+def _mask_of(target: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask target as run-length, whether it is one already or a PNG member."""
+    if "data" not in target:
+        value: dict[str, Any] = target["value"]
+        return value
+    mask = decode_target(Target("mask", file=target["file"]), base64.b64decode(target["data"]))
+    return encode_mask(mask)

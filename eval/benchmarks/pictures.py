@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,89 +14,100 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.media import decode_mask, decode_media, encode_mask
-from eval.benchmarks.benchmark import FAILED_IS_WRONG, Benchmark, answers_with, majority, score_values
+from eval.benchmarks.benchmark import FAILED_IS_WRONG, answers_with, majority
+from eval.benchmarks.shards import ShardBenchmark
 from eval.metrics.boxes import box_iou, mask_iou, mask_overlap
 from eval.metrics.statistics import Estimate, Score, mean
 from eval.prediction import Prediction, decode_image, encode_image
 from eval.recogniser import DigitRecogniser, EditVerdict, Seen, recogniser, to_pixels
+from eval.tally import Tally
 from layers.geometry import Box
 
 IOU_THRESHOLD = 0.5
 
 
-class BoxBenchmark(Benchmark):
+class BoxBenchmark(ShardBenchmark):
     """Acc@0.5 of the box that the head reads from the hidden state, and of the box written in coordinate tokens."""
 
     call = "ground"
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """``box_acc50`` and ``box_acc50_tokens``."""
         sources = {
             "box_acc50": (_head_box, "the head's first box"),
             "box_acc50_tokens": (_token_box, "the first region written in coordinate tokens"),
         }
+        hits, overlaps = {name: Tally() for name in sources}, {name: Tally() for name in sources}
+        for row in predictions:
+            for name, (box_of, _) in sources.items():
+                overlap = _overlap(box_of(row), row.target("box"))
+                hits[name].add(row, float(overlap >= IOU_THRESHOLD))
+                overlaps[name].add(row, overlap, parts=["mean IoU"])
         scores = {}
-        for name, (box_of, words) in sources.items():
-            overlaps = {row.key: _overlap(box_of(row), row.target("box")) for row in predictions}
-            score = score_values(
-                predictions,
-                lambda row, overlaps=overlaps: float(overlaps[row.key] >= IOU_THRESHOLD),  # type: ignore[misc]
-                f"share with IoU >= {IOU_THRESHOLD} in original pixels, {words}; {FAILED_IS_WRONG}, no box too",
+        for name, (_, words) in sources.items():
+            scores[name] = hits[name].mean(
+                f"share with IoU >= {IOU_THRESHOLD} in original pixels, {words}; {FAILED_IS_WRONG}, no box too"
             )
-            score.parts["mean IoU"] = mean(list(overlaps.values()))
-            scores[name] = score
+            scores[name].parts.update(overlaps[name].mean("").parts)
         return scores
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the head's box reaches the threshold."""
         return _overlap(_head_box(prediction), prediction.target("box")) >= IOU_THRESHOLD
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """The median validation box, from the head and in the call."""
-        box = np.median([row.target("box") for row in self.validation], axis=0).tolist()
-        answered = []
-        for row in predictions:
-            reply = answers_with(row, {"type": "boxes", "boxes_xyxy": [box], "scores": [1.0]})
-            for call in reply.calls:
-                call["groundings"] = [{"type": "region", "box_xyxy": box}]  # type: ignore[index]
-            answered.append(reply)
-        return answered
+        box = self._best
+        reply = answers_with(prediction, {"type": "boxes", "boxes_xyxy": [box], "scores": [1.0]})
+        for call in reply.calls:
+            call["groundings"] = [{"type": "region", "box_xyxy": box}]  # type: ignore[index]
+        return reply
+
+    @cached_property
+    def _best(self) -> list[float]:
+        box: list[float] = np.median([row.target("box") for row in self.validation], axis=0).tolist()
+        return box
 
 
-class MaskBenchmark(Benchmark):
+class MaskBenchmark(ShardBenchmark):
     """gIoU, the mean over samples of the mask's intersection over union."""
 
     call = "seg"
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """``mask_giou``, with the pixel-weighted cIoU as a part."""
-        pairs = [(_mask(row), row.target("mask")) for row in predictions]
-        values = [0.0 if mine is None else mask_iou(mine, theirs) for mine, theirs in pairs]
-        overlaps = [(0, int(theirs.sum())) if mine is None else mask_overlap(mine, theirs) for mine, theirs in pairs]
-        whole = mean(values)
-        union = sum(total for _, total in overlaps)
-        parts = {"cIoU": Estimate(sum(shared for shared, _ in overlaps) / union if union else 1.0, len(values))}
+        tally, shared, union = Tally(), 0, 0
+        for row in predictions:
+            mine, theirs = _mask(row), row.target("mask")
+            tally.add(row, 0.0 if mine is None else mask_iou(mine, theirs))
+            overlap = (0, int(theirs.sum())) if mine is None else mask_overlap(mine, theirs)
+            shared, union = shared + overlap[0], union + overlap[1]
         protocol = (
             "gIoU: mean over samples of intersection over union with the visible ink in original pixels, 1 where both "
             f"are empty; {FAILED_IS_WRONG} (0), a missing mask or one of another size counts 0"
         )
-        return {self.metrics[0]: Score(whole.value, whole.n, whole.stderr, protocol, parts)}
+        score = tally.mean(protocol)
+        score.parts["cIoU"] = Estimate(shared / union if union else 1.0, len(tally))
+        return {self.metrics[0]: score}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the overlap reaches the threshold of boxes."""
         mask = _mask(prediction)
         return mask is not None and mask_iou(mask, prediction.target("mask")) >= IOU_THRESHOLD
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """The pixels that most validation masks hold, at the threshold that scores best on the validation split."""
+        return answers_with(prediction, {"type": "mask", "mask": self._best})
+
+    @cached_property
+    def _best(self) -> dict[str, Any]:
         masks = torch.stack([row.target("mask") for row in self.validation])
         share = masks.float().mean(0)
         options = [share >= level * share.max() for level in (0.1, 0.3, 0.5, 0.7, 0.9)]
-        best = max(options, key=lambda option: mean([mask_iou(option, mask) for mask in masks]).value)
-        return [answers_with(row, {"type": "mask", "mask": encode_mask(best)}) for row in predictions]
+        return encode_mask(max(options, key=lambda option: mean([mask_iou(option, mask) for mask in masks]).value))
 
 
-class JudgedBenchmark(Benchmark):
+class JudgedBenchmark(ShardBenchmark):
     """What drawing and editing share: a judge trained apart, built when it is first needed."""
 
     @cached_property
@@ -116,28 +127,33 @@ class JudgedBenchmark(Benchmark):
 class DrawBenchmark(JudgedBenchmark):
     """Drawn digits that the judge recognises as the digit and the colour asked for."""
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """``draw_recognised``, with digit and colour apart."""
-        seen = {row.key: self._look(row) for row in predictions}
-        score = score_values(
-            predictions,
-            lambda row: float(seen[row.key] == Seen(int(row.meta["digit"]), str(row.meta["colour"]))),
-            f"digit and colour as asked; {self.judge_protocol}; {FAILED_IS_WRONG}",
-        )
-        score.parts["digit"] = mean([float(seen[row.key].digit == int(row.meta["digit"])) for row in predictions])
-        score.parts["colour"] = mean([float(seen[row.key].colour == row.meta["colour"]) for row in predictions])
+        tally, apart = Tally(), {"digit": Tally(), "colour": Tally()}
+        for row in predictions:
+            seen, asked = self._look(row), _asked_for(row)
+            tally.add(row, float(seen == asked))
+            for name, own in apart.items():
+                own.add(row, float(getattr(seen, name) == getattr(asked, name)), parts=[name])
+        score = tally.mean(f"digit and colour as asked; {self.judge_protocol}; {FAILED_IS_WRONG}")
+        for own in apart.values():
+            score.parts.update(own.mean("").parts)
         return {self.metrics[0]: score}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the judge sees what was asked for."""
-        return self._look(prediction) == Seen(int(prediction.meta["digit"]), str(prediction.meta["colour"]))
+        return self._look(prediction) == _asked_for(prediction)
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """A real drawing of what the validation split asks for most often."""
+        return answers_with(prediction, {"type": "image", "png": self._best})
+
+    @cached_property
+    def _best(self) -> str:
         wanted = majority(_asked(row) for row in self.validation)
         source = next(row for row in self.validation if _asked(row) == wanted)
-        target = next(call["target"] for call in source.reference["calls"] if call.get("target"))
-        return [answers_with(row, {"type": "image", "png": target["data"]}) for row in predictions]
+        png: str = next(call["target"] for call in source.reference["calls"] if call.get("target"))["data"]
+        return png
 
     def _look(self, row: Prediction) -> Seen:
         result = row.first_result("image")
@@ -149,27 +165,30 @@ class EditBenchmark(JudgedBenchmark):
 
     call = "edit"
 
-    def score(self, predictions: Sequence[Prediction]) -> dict[str, Score]:
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """``edit_right``, with its three conditions apart."""
-        verdicts = {row.key: self._verdict(row) for row in predictions}
-        score = score_values(
-            predictions,
-            lambda row: float(verdicts[row.key].right),
+        tally, apart = Tally(), {name: Tally() for name in ("digit", "colour", "untouched")}
+        for row in predictions:
+            verdict = self._verdict(row)
+            tally.add(row, float(verdict.right))
+            for name, own in apart.items():
+                own.add(row, float(getattr(verdict, name)), parts=[name])
+        score = tally.mean(
             "digit recognised as before in the object's place, its new colour as asked, and mean absolute change "
-            f"outside the object's mask dilated by 2 pixels below 8 of 255; {self.judge_protocol}; {FAILED_IS_WRONG}",
+            f"outside the object's mask dilated by 2 pixels below 8 of 255; {self.judge_protocol}; {FAILED_IS_WRONG}"
         )
-        for name in ("digit", "colour", "untouched"):
-            score.parts[name] = mean([float(getattr(verdicts[row.key], name)) for row in predictions])
+        for own in apart.values():
+            score.parts.update(own.mean("").parts)
         return {self.metrics[0]: score}
 
     def right(self, prediction: Prediction) -> bool:
         """Whether all three conditions hold."""
         return self._verdict(prediction).right
 
-    def constant(self, predictions: Sequence[Prediction]) -> list[Prediction]:
+    def constant(self, prediction: Prediction) -> Prediction:
         """The picture as it was."""
-        before = self._originals
-        return [answers_with(row, {"type": "image", "png": encode_image(before[row.key])}) for row in predictions]
+        before = self._originals[prediction.key]
+        return answers_with(prediction, {"type": "image", "png": encode_image(before)})
 
     @cached_property
     def _originals(self) -> dict[str, Tensor]:
@@ -230,6 +249,10 @@ def _mask(row: Prediction) -> Tensor | None:
         return None
     mask = decode_mask(result["mask"])
     return mask if mask.shape == row.target("mask").shape else None
+
+
+def _asked_for(row: Prediction) -> Seen:
+    return Seen(int(row.meta["digit"]), str(row.meta["colour"]))
 
 
 def _asked(row: Prediction) -> str:

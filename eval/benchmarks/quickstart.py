@@ -15,6 +15,24 @@ from eval.benchmarks.answers import (
 from eval.benchmarks.benchmark import HEAD_NEEDS_MEDIA, TEXT_ONLY, Benchmark
 from eval.benchmarks.pictures import BoxBenchmark, DrawBenchmark, EditBenchmark, MaskBenchmark
 
+NAMES = (
+    "image_qa",
+    "box",
+    "mask",
+    "draw",
+    "edit",
+    "caption",
+    "asr",
+    "translation",
+    "speakers",
+    "spoken_facts",
+    "spoken_image_qa",
+    "node_family",
+    "link",
+    "match",
+    "routing",
+)
+
 TARGETS: dict[str, tuple[str, float]] = {
     "image_qa": (">=", 0.85),
     "box_acc50": (">=", 0.80),
@@ -53,6 +71,10 @@ def quickstart_benchmarks(data: str | Path, split: str = "test", names: Iterable
     Raises:
         ValueError: For an unknown name.
     """
+    names = set(names)
+    unknown = sorted(names - set(NAMES))
+    if unknown:
+        raise ValueError(f"benchmark: expected one of {sorted(NAMES)}, got {unknown}")
     benchmarks: list[Benchmark] = [
         AnswerBenchmark("image_qa", "image_qa", data, split, macro=True),
         BoxBenchmark("box", ["box_acc50", "box_acc50_tokens"], data, split, _HEAD),
@@ -73,9 +95,4 @@ def quickstart_benchmarks(data: str | Path, split: str = "test", names: Iterable
         ),
     ]
     known = {benchmark.name: benchmark for benchmark in benchmarks}
-    names = set(names)
-    unknown = sorted(names - set(known))
-    if unknown:
-        raise ValueError(f"benchmark: expected one of {sorted(known)}, got {unknown}")
-    wanted = names or set(known)
-    return {name: benchmark for name, benchmark in known.items() if name in wanted}
+    return {name: known[name] for name in NAMES if name in names or not names}

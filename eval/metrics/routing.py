@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-
-from eval.metrics.statistics import Estimate, bootstrap
+from numpy.typing import NDArray
 
 JsonCall = Mapping[str, Any]
 
@@ -21,34 +20,19 @@ def count_right_calls(predicted: Sequence[JsonCall], reference: Sequence[JsonCal
     return sum(_same(mine, theirs) for mine, theirs in zip(predicted, reference, strict=False))
 
 
-def routing_estimates(counts: Sequence[tuple[int, int, int]]) -> dict[str, Estimate]:
-    """Micro-averaged ``precision``, ``recall`` and ``f1``.
+def routing_rate(counts: NDArray[np.float64], name: Literal["precision", "recall", "f1"]) -> float:
+    """Micro-averaged precision, recall or F1.
 
     Args:
-        counts: (right, predicted, expected) calls per reply.
+        counts: (n, 3) numbers of right, predicted and expected calls per reply.
+        name: Which.
 
     Returns:
-        The three estimates; n is the number of replies, errors are bootstrapped over replies. Precision (recall)
-        is 1 when nothing was predicted (expected).
+        The rate; precision (recall) is 1 when nothing was predicted (expected).
     """
-    table = np.asarray(counts, dtype=np.float64).reshape(-1, 3)
-    return {
-        name: Estimate(
-            _rates(table.sum(0))[name],
-            len(table),
-            bootstrap(lambda indices, name=name: _rates(table[indices].sum(0))[name], len(table)),  # type: ignore[misc]
-        )
-        for name in ("precision", "recall", "f1")
-    }
-
-
-def _rates(sums: np.ndarray) -> dict[str, float]:
-    right, predicted, expected = (float(value) for value in sums)
-    return {
-        "precision": right / predicted if predicted else 1.0,
-        "recall": right / expected if expected else 1.0,
-        "f1": 2 * right / (predicted + expected) if predicted + expected else 1.0,
-    }
+    right, predicted, expected = (float(value) for value in counts.sum(0))
+    whole = {"precision": predicted, "recall": expected, "f1": (predicted + expected) / 2}[name]
+    return right / whole if whole else 1.0
 
 
 def _same(mine: JsonCall, theirs: JsonCall) -> bool:

@@ -32,24 +32,52 @@ class Estimate:
 
 
 @dataclass(frozen=True)
+class Contributions:
+    """What each sample contributes to a number: enough to compute it anew on any selection of the samples.
+
+    Args:
+        keys: The samples' keys.
+        clusters: What each belongs to; samples of one cluster are not independent.
+        columns: (n, k) one row of numbers per sample.
+        reduce: From (m, k) rows to the number; None for the mean of the first column.
+    """
+
+    keys: Sequence[str]
+    clusters: Sequence[Hashable]
+    columns: NDArray[np.float64]
+    reduce: Callable[[NDArray[np.float64]], float] | None = None
+
+
+@dataclass(frozen=True)
 class Score(Estimate):
     """A metric of a benchmark.
 
     Args:
-        value: The number.
+        value: The number; NaN where ``na`` says why there is none.
         n: How many samples it rests on.
         stderr: Its standard error, or None.
         protocol: How it was measured, in words that suffice to repeat it.
         parts: The same metric on parts of the samples, or the quantities it is made of.
+        higher_is_better: Whether more is better.
+        corpus: Whether the number belongs to the corpus as a whole, such as CIDEr, whose weights come from all
+            references, so that it means nothing on the first samples alone.
+        na: Why there is no value, such as "no judge"; "" where there is one.
+        contributions: What lets two runs be paired sample by sample, or None.
     """
 
     protocol: str = ""
     parts: dict[str, Estimate] = field(default_factory=dict)
+    higher_is_better: bool = True
+    corpus: bool = False
+    na: str = ""
+    contributions: Contributions | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """The estimate with its protocol and parts."""
         parts = {name: part.to_json() for name, part in sorted(self.parts.items())}
-        return {**super().to_json(), "protocol": self.protocol, "parts": parts}
+        values = {**super().to_json(), "protocol": self.protocol, "parts": parts}
+        values["higher_is_better"] = self.higher_is_better
+        return {**values, "value": None, "na": self.na} if self.na else values
 
 
 def mean(values: Sequence[float], clusters: Sequence[Hashable] | None = None) -> Estimate:

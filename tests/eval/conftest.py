@@ -118,7 +118,7 @@ def write_log(
         "control": control,
         "session": {**IDENTITY["session"], "constrained": constrained},
         "data_sha256": {name: item.data_sha256 for name, item in benchmarks.items()},
-        "n_expected": {name: len(item.records()) for name, item in benchmarks.items()},
+        "n_expected": {name: len(list(item.records())) for name, item in benchmarks.items()},
     }
     data = str(next(iter(benchmarks.values())).data)
     with PredictionLog(path, Header(identity, {"data": data})) as log:

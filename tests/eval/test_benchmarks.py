@@ -47,14 +47,14 @@ def test_image_qa_is_the_mean_over_types(tmp_path: Path) -> None:
     assert score.value == pytest.approx((5 / 6 + 1 / 2) / 2)
     assert {name: part.value for name, part in score.parts.items()} == pytest.approx({"count": 5 / 6, "colour": 0.5})
     # The constant knows the question's type: 0 or 1 is right half of the time, red always.
-    assert value(benchmark, benchmark.constant(rows), "image_qa") == pytest.approx(0.75)
+    assert value(benchmark, map(benchmark.constant, rows), "image_qa") == pytest.approx(0.75)
 
 
 def test_the_constant_answer_does_not_see_the_reference(tmp_path: Path) -> None:
     samples = [answer_sample("speakers", i, "one" if i % 2 else "two", "speakers") for i in range(6)]
     benchmark, rows, scores = run(tmp_path, "speakers", samples)
     assert set(scores["speakers"].parts) == {"one", "two"}
-    assert value(benchmark, benchmark.constant(rows), "speakers") == 0.5
+    assert value(benchmark, map(benchmark.constant, rows), "speakers") == 0.5
 
 
 def test_box_from_the_head_and_from_the_tokens(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_mask_giou(tmp_path: Path) -> None:
     score = benchmark.score(rows)["mask_giou"]
     assert score.value == pytest.approx((0.5 + 0 + 1) / 3)
     assert score.parts["cIoU"].value == pytest.approx((8 + 0 + 16) / 48)
-    assert value(benchmark, benchmark.constant(rows), "mask_giou") == 1.0  # all validation masks are this one
+    assert value(benchmark, map(benchmark.constant, rows), "mask_giou") == 1.0  # all validation masks are this one
 
 
 def test_word_error_rate_of_languages(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_word_error_rate_of_languages(tmp_path: Path) -> None:
     assert score.value == pytest.approx((1 + 3) / 8)
     assert score.parts["language: de"].value == pytest.approx(3 / 4)
     assert score.parts["voice: v0"].value == pytest.approx(1 / 2)
-    assert value(benchmark, benchmark.constant(rows), "wer") <= 1.0
+    assert value(benchmark, map(benchmark.constant, rows), "wer") <= 1.0
 
 
 def label_sample(index: int, label: str, module: str) -> Sample:
@@ -116,7 +116,7 @@ def test_node_family_is_clustered_by_module(tmp_path: Path) -> None:
     assert score.value == 0.5
     # Four modules, deviations +1 +1 -1 -1 per module: 4/3/64*4
     assert score.stderr == pytest.approx(np.sqrt(4 / 3 / 64 * 4))
-    assert value(benchmark, benchmark.constant(rows), "node_family") == 0.5
+    assert value(benchmark, map(benchmark.constant, rows), "node_family") == 0.5
     rows[0] = replace(rows[0], results=[], calls=[])
     assert value(benchmark, rows, "node_family") == 7 / 8
 
@@ -136,7 +136,7 @@ def test_link_auc_gives_a_missing_call_the_worst_probability(tmp_path: Path) -> 
         rows[0], results=[]
     )  # below every negative: 3 of 9 pairs lost, ties with the negatives' 0 count half
     assert value(benchmark, rows, "link_auc") == pytest.approx((6 + 1.5) / 9)
-    assert value(benchmark, benchmark.constant(rows), "link_auc") == 0.5
+    assert value(benchmark, map(benchmark.constant, rows), "link_auc") == 0.5
 
 
 def routing_samples() -> list[Sample]:
@@ -162,7 +162,7 @@ def test_routing_and_parse_failures(tmp_path: Path) -> None:
     assert scores["routing_recall"].value == pytest.approx(1 / 4)
     assert scores["routing_f1"].value == pytest.approx(2 / 9)
     assert scores["parse_failure"].value == 0.5
-    constant = benchmark.score(benchmark.constant(rows))
+    constant = benchmark.score(map(benchmark.constant, rows))
     assert 0 < constant["routing_f1"].value < 1
 
 
@@ -188,13 +188,13 @@ def test_drawings_are_judged(quickstart_data: Path) -> None:
     black = encode_image(torch.zeros(3, 32, 32, dtype=torch.uint8))
     empty = [replace(row, results=[{"type": "image", "png": black}]) for row in rows]
     assert value(benchmark, empty, "draw_recognised") == 0.0
-    assert value(benchmark, benchmark.constant(rows), "draw_recognised") <= 0.1
+    assert value(benchmark, map(benchmark.constant, rows), "draw_recognised") <= 0.1
 
 
 def test_edits_are_judged(quickstart_data: Path) -> None:
     benchmark, rows, scores = run(quickstart_data, "edit", quickstart_samples("edit", "test", 20))
     assert scores["edit_right"].value >= 0.9
-    unchanged = benchmark.score(benchmark.constant(rows))["edit_right"]
+    unchanged = benchmark.score(map(benchmark.constant, rows))["edit_right"]
     assert unchanged.value == 0.0
     assert unchanged.parts["untouched"].value == 1.0
     repainted = []

@@ -1,0 +1,292 @@
+"""The catalogue: one YAML row per benchmark in ``configs/benchmarks/*.yaml``.
+
+A file holds rows by name::
+
+    vqav2:                                      # the benchmark's name
+      title: VQAv2 validation                   # for people
+      source: https://visualqa.org              # where the files come from
+      protocol: vqav2/official@1                # NAME/VARIANT@VERSION; see eval.benchmarks.benchmark
+      media: image                              # image, video, audio, graph or text: what questions show
+      folder: vqav2                             # below --data; the benchmark's name by default
+      wants: questions, annotations and val2014/ as the site serves them
+      reader: {class_path: eval.benchmarks.readers.vqa.VQAReader, init_args: {questions: ...}}
+      prompt: ["{question}", Answer the question using a single word or phrase.]
+      option: "{letter}. {text}"                # how options are written; this is the default
+      system: ""                                # a system turn before the question; none by default
+      parser: {class_path: eval.benchmarks.parser.Verbatim}
+      metric: {class_path: eval.benchmarks.metric.ExactMatch, init_args: {parts: [answer_type]}}
+      generation: {max_new_tokens: 16}          # decoding settings that belong to the protocol
+      without: {blind: why}                     # controls that mean nothing here
+      call: null                                # the task whose call answers every question, if one does
+      split: val
+
+``reader``, ``prompt``, ``parser``, ``metric``, ``protocol`` and ``media`` are required. Class paths are compared with
+:data:`ALLOWED_CLASSES` as text before anything is imported, and arguments are plain values.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data.records import MEDIA_TYPES, Media, Message, Part, Record
+from data.shards import Sample
+from eval.benchmarks.answer import Answer
+from eval.benchmarks.benchmark import Benchmark, BenchmarkError
+from eval.benchmarks.metric import Answered, Metric
+from eval.benchmarks.parser import Parser
+from eval.benchmarks.prompt import Prompt
+from eval.benchmarks.reader import Item, MediaFile, Reader
+from eval.metrics.statistics import Score
+from eval.prediction import Prediction, silent
+
+CATALOG = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
+ALLOWED_CLASSES: frozenset[str] = frozenset(
+    {
+        "eval.benchmarks.metric.ExactMatch",
+        "eval.benchmarks.parser.Verbatim",
+        "eval.benchmarks.readers.json_lines.JsonLinesReader",
+    }
+)
+"""The readers, parsers and metrics that a row may name."""
+
+_REQUIRED = {"reader", "prompt", "parser", "metric", "protocol", "media"}
+_OPTIONAL = {
+    "title",
+    "source",
+    "folder",
+    "wants",
+    "option",
+    "system",
+    "generation",
+    "without",
+    "call",
+    "split",
+}
+
+
+class CatalogBenchmark(Benchmark):
+    """A benchmark that a row of the catalogue describes.
+
+    Args:
+        name: Of the row.
+        row: The row; see the module.
+        data: Folder that holds the benchmark's folder.
+        extra: Class paths of the caller's own that the row may name.
+
+    Raises:
+        BenchmarkError: If the row is malformed or names a class that is not allowed.
+    """
+
+    def __init__(self, name: str, row: Mapping[str, Any], data: str | Path, extra: Iterable[str] = ()) -> None:
+        _check_row(name, row)
+        self.row = dict(row)
+        folder = Path(data) / str(row.get("folder", name))
+        self.reader: Reader = build(row["reader"], f"{name}: reader", Reader, extra, root=folder)
+        self.parser: Parser = build(row["parser"], f"{name}: parser", Parser, extra)
+        self.metric: Metric = build(row["metric"], f"{name}: metric", Metric, extra)
+        self.prompt = Prompt(row["prompt"], **({"option": row["option"]} if "option" in row else {}))
+        self.call = row.get("call")
+        self._last: tuple[Prediction, Answer] | None = None
+        super().__init__(
+            name,
+            [f"{name}/{metric}" for metric in self.metric.names],
+            str(row["protocol"]),
+            data,
+            split=str(row.get("split", "test")),
+            without=row.get("without"),
+            generation=row.get("generation"),
+        )
+
+    @property
+    def data_sha256(self) -> str:
+        """Of the annotation files."""
+        return self.reader.sha256
+
+    def records(self) -> Iterator[Sample]:
+        """The questions as samples; their media are read when they are asked for."""
+        seen: set[str] = set()
+        for item in self.reader.items():
+            if item.key in seen:
+                files = ", ".join(str(path) for path in self.reader.files)
+                raise BenchmarkError(f"{self.name}: expected every sample once, got '{item.key}' again in {files}")
+            seen.add(item.key)
+            yield self._sample(item)
+
+    def answer(self, prediction: Prediction) -> Answer:
+        """What the reply says."""
+        if self._last is None or self._last[0] is not prediction:
+            status = prediction.failure
+            answer = Answer(None, status) if status else self.parser.parse(prediction)
+            self._last = (prediction, answer)
+        return self._last[1]
+
+    def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
+        """The metric's scores, named after the benchmark."""
+        scores = self.metric.score(Answered(row, self.answer(row)) for row in predictions)
+        return {f"{self.name}/{name}": score for name, score in scores.items()}
+
+    def right(self, prediction: Prediction) -> bool:
+        """As the metric sees it."""
+        return self.metric.right(Answered(prediction, self.answer(prediction)))
+
+    def constant(self, prediction: Prediction) -> Prediction:
+        """The best constant reply, chosen on the answers that it is scored on: an upper bound of what one can reach."""
+        return self._best(prediction)
+
+    @cached_property
+    def _best(self) -> Callable[[Prediction], Prediction]:
+        return self.metric.constant(silent(self.name, sample) for sample in self.records())
+
+    def _sample(self, item: Item) -> Sample:
+        system = self.row.get("system")
+        turns = [Message("system", (Part("text", text=str(system)),))] if system else []
+        turns.append(Message("user", self.prompt.parts(item)))
+        gold = (*([Part("text", text=item.answer)] if item.answer else []), *item.calls)
+        if gold:
+            turns.append(Message("assistant", gold))
+        files = {name: f"{name}{_suffix(medium)}" for name, medium in item.media.items()}
+        cluster = item.cluster or " ".join(medium.identity for medium in item.media.values()) or item.key
+        record = Record(
+            key=item.key,
+            task=self.name,
+            source=str(self.row.get("source", self.name)),
+            license="",
+            split=self.split,
+            messages=tuple(turns),
+            media={name: Media(medium.type, files[name], ()) for name, medium in item.media.items()},
+            targets=item.targets,
+            meta={**item.meta, "cluster": cluster},
+        )
+        return Sample(item.key, record, MediaMembers({files[name]: medium for name, medium in item.media.items()}))
+
+
+class MediaMembers(Mapping[str, bytes]):
+    """Members that are read when they are asked for.
+
+    Args:
+        files: Member name -> medium.
+    """
+
+    def __init__(self, files: Mapping[str, MediaFile]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._files[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def identity(self, name: str) -> str:
+        """Equal for media of equal content; reads no file."""
+        return self._files[name].identity
+
+
+def read_catalog(*folders: str | Path) -> dict[str, dict[str, Any]]:
+    """The rows of all ``*.yaml`` files of folders (or of single files), by name.
+
+    Args:
+        *folders: The catalogue's own by default.
+
+    Raises:
+        BenchmarkError: If a file is malformed, or a name is there twice.
+    """
+    rows: dict[str, dict[str, Any]] = {}
+    for folder in folders or (CATALOG,):
+        path = Path(folder)
+        for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
+            try:
+                values = yaml.safe_load(file.read_text(encoding="utf-8"))
+            except (OSError, yaml.YAMLError) as error:
+                raise BenchmarkError(f"'{file}': expected a YAML file of benchmarks, got {error}") from None
+            if not isinstance(values, dict) or not all(isinstance(row, dict) for row in values.values()):
+                raise BenchmarkError(f"'{file}': expected rows by name, got {type(values).__name__}")
+            for name, row in values.items():
+                if name.startswith("."):  # what other rows share, as a YAML anchor
+                    continue
+                if name in rows:
+                    raise BenchmarkError(f"'{file}': benchmark '{name}' is in the catalogue already")
+                _check_row(name, row)
+                rows[name] = row
+    return rows
+
+
+def catalog_benchmarks(
+    data: str | Path, names: Sequence[str], folders: Sequence[str | Path] = (), extra: Iterable[str] = ()
+) -> dict[str, Benchmark]:
+    """Benchmarks of the catalogue by name.
+
+    Args:
+        data: Folder that holds their folders.
+        names: Which.
+        folders: Other catalogues, beside the shipped one.
+        extra: Class paths of the caller's own that rows may name.
+
+    Raises:
+        BenchmarkError: For an unknown name, or a row that cannot be built.
+    """
+    rows = read_catalog(CATALOG, *folders)
+    unknown = sorted(set(names) - set(rows))
+    if unknown:
+        raise BenchmarkError(f"benchmark: expected one of {sorted(rows)}, got {unknown}")
+    return {name: CatalogBenchmark(name, rows[name], data, extra) for name in names}
+
+
+def build(spec: Mapping[str, Any], where: str, kind: type, extra: Iterable[str] = (), **given: Any) -> Any:
+    """An object of a row's ``{class_path, init_args}``, whose class path is compared with the allow-list before import.
+
+    Args:
+        spec: From the row.
+        where: For messages.
+        kind: What it must be.
+        extra: Allowed on top.
+        **given: Further arguments.
+
+    Raises:
+        BenchmarkError: If the class is not allowed, is no ``kind``, or does not take the arguments.
+    """
+    path = spec.get("class_path") if isinstance(spec, Mapping) else None
+    allowed = ALLOWED_CLASSES | frozenset(extra)
+    if not isinstance(path, str) or path not in allowed:
+        raise BenchmarkError(f"{where}: class {path!r} is not allowed; expected one of {sorted(allowed)}")
+    unknown = sorted(set(spec) - {"class_path", "init_args"})
+    if unknown:
+        raise BenchmarkError(f"{where}: expected class_path and init_args, got {unknown}")
+    module, _, name = path.rpartition(".")
+    made = getattr(importlib.import_module(module), name)
+    if not (inspect.isclass(made) and issubclass(made, kind)):
+        raise BenchmarkError(f"{where}: expected a {kind.__name__}, got '{path}'")
+    arguments = {**given, **(spec.get("init_args") or {})}
+    try:
+        inspect.signature(made).bind(**arguments)
+    except TypeError as error:
+        raise BenchmarkError(f"{where}: {path}: {error}") from None
+    return made(**arguments)
+
+
+def _check_row(name: str, row: Mapping[str, Any]) -> None:
+    missing, unknown = sorted(_REQUIRED - set(row)), sorted(set(row) - _REQUIRED - _OPTIONAL)
+    if missing or unknown:
+        raise BenchmarkError(
+            f"benchmark '{name}': expected the entries {sorted(_REQUIRED)} and perhaps {sorted(_OPTIONAL)}, "
+            f"got none of {missing} and unknown {unknown}"
+        )
+    if row["media"] not in (*MEDIA_TYPES, "text"):
+        raise BenchmarkError(
+            f"benchmark '{name}': media: expected one of {(*MEDIA_TYPES, 'text')}, got {row['media']!r}"
+        )
+    if "/" not in str(row["protocol"]) or "@" not in str(row["protocol"]):
+        raise BenchmarkError(f"benchmark '{name}': protocol: expected NAME/VARIANT@VERSION, got {row['protocol']!r}")
+
+
+def _suffix(medium: MediaFile) -> str:
+    return medium.path.suffix.lower() if medium.path is not None else ""
