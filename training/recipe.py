@@ -18,6 +18,7 @@ from models.build import build_generalist, plain_config, validate_config
 from models.checkpoint import save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist, load_tokenizer
 from models.plan import BatchPlan
+from training.balance import Balance, BalancedAdamW
 from training.init_from import InitFrom, check_sources, load_weights
 from training.muon import muon_adamw
 from training.optimizer import global_grad_norm, parameter_groups, set_trainable, warmup_cosine
@@ -57,7 +58,9 @@ class Recipe(L.LightningModule):
         weight_decay: AdamW's decay of matrices (not of embeddings, norms, biases).
         betas: AdamW's.
         warmup_steps: Linear warm-up, then a cosine to 2 %.
-        max_grad_norm: Gradients are clipped to this norm; 0 leaves them.
+        balance: Gradients balanced over the sources of unmixed steps
+            (:class:`training.balance.BalancedAdamW`), instead of AdamW and Muon.
+        max_grad_norm: Gradients are clipped to this norm; 0 leaves them. Balanced ones have a length already.
         loss_weights: Loss name ("token" or a head) -> weight, over those of the task table.
         seed: Seed of whatever is random within a step; a step's randomness depends on it and the step's number only.
         export: Folder of the checkpoint directory written at the end of a fit, under the trainer's root; None: none.
@@ -77,6 +80,7 @@ class Recipe(L.LightningModule):
         weight_decay: float = 0.05,
         betas: tuple[float, float] = (0.9, 0.98),
         warmup_steps: int = 100,
+        balance: Balance | None = None,
         max_grad_norm: float = 1.0,
         loss_weights: dict[str, float] | None = None,
         seed: int = 0,
@@ -95,6 +99,7 @@ class Recipe(L.LightningModule):
         self.weight_decay = weight_decay
         self.betas = betas
         self.warmup_steps = warmup_steps
+        self.balance = balance
         self.max_grad_norm = max_grad_norm
         self.loss_weights = loss_weights or {}
         self.seed = seed
@@ -116,6 +121,24 @@ class Recipe(L.LightningModule):
         self.groups(generalist)
         self._resolve_loss_weights(generalist)
         return generalist
+
+    def setup(self, stage: str) -> None:
+        """Refuse data that the optimizer cannot take.
+
+        Raises:
+            ValueError: If gradients are balanced and steps are mixed, or a weight names no source.
+        """
+        mixture = getattr(getattr(self.trainer, "datamodule", None), "mixture", None)
+        if self.balance is None or mixture is None or stage != "fit":
+            return
+        if self.muon:
+            raise ValueError("model.init_args.balance: expected no model.init_args.muon beside it, got some")
+        if not mixture.unmixed:
+            raise ValueError("model.init_args.balance: expected data.init_args.mixture.unmixed: true, got mixed steps")
+        titles = [source.title for source in self.trainer.datamodule.sources]  # type: ignore[attr-defined]
+        unknown = sorted(set(self.balance.weights) - set(titles))
+        if unknown:
+            raise ValueError(f"model.init_args.balance.weights: expected sources {titles}, got {unknown}")
 
     def configure_model(self) -> None:
         """Build, then load; called by the trainer within its strategy."""
@@ -147,7 +170,9 @@ class Recipe(L.LightningModule):
         return parameter_groups(generalist, self.learning_rate, self.learning_rates, self.weight_decay, self.muon)
 
     def make_optimizer(self, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-        """AdamW (fused), with Muon where it is asked for."""
+        """AdamW (fused), with Muon where it is asked for; or the balanced one."""
+        if self.balance is not None:
+            return BalancedAdamW(groups, self.betas)
         return muon_adamw(groups, self.betas, self.trainer.precision)
 
     def transfer_batch_to_device(self, batch: Step, device: torch.device, dataloader_idx: int) -> Step:
@@ -197,7 +222,10 @@ class Recipe(L.LightningModule):
         optimizer: Any = self.optimizers()
         parameters = [p for p in self.generalist.parameters() if p.grad is not None]
         norm = global_grad_norm(parameters)
-        if self.max_grad_norm > 0:
+        if self.balance is not None:
+            assert batch.source is not None and batch.probability is not None  # see setup
+            optimizer.optimizer.set_task(batch.probability, self.balance.weights.get(batch.source, 1.0))
+        elif self.max_grad_norm > 0:
             torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
