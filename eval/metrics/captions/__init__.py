@@ -1,0 +1,1 @@
+"""Captions against references: CIDEr-D, BLEU and ROUGE-L on PTB-like tokens, without Java."""
