@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from inference.conversation import FailureCause, HeadError
-from layers.calls import Call, Grounding, HeadContext, MediaFeatures, Region, Result, ResultRef, TimeSpan
+from layers.calls import Call, Grounding, HeadContext, MediaFeatures, NodeRef, Region, Result, ResultRef, TimeSpan
 from layers.head import Head
 from routers.tasks import TaskTable
 
-_LOG = logging.getLogger(__name__)
 HeadStates = Callable[[Sequence[Call], Tensor, Tensor], Tensor | None]
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass
@@ -23,131 +23,158 @@ class PendingReply:
     """A reply whose calls are being answered.
 
     Args:
-        calls: As parsed: regions and spans are fractions of the model's input.
-        token_ids: (n,) the reply's tokens.
-        hidden_states: (n, d) states at them.
         media: The conversation's media.
+        calls: As parsed so far: regions and spans are fractions of the model's input.
+        token_ids: The reply's tokens so far.
+        hidden_states: The state (d,) at each of them.
         results: One per call answered so far, None where it failed.
         errors: What failed.
     """
 
-    calls: Sequence[Call]
-    token_ids: Tensor
-    hidden_states: Tensor
     media: list[MediaFeatures]
+    calls: list[Call] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    hidden_states: list[Tensor] = field(default_factory=list)
     results: list[Result | None] = field(default_factory=list)
     errors: list[HeadError] = field(default_factory=list)
 
+    @property
+    def next_call(self) -> Call | None:
+        """The first call without an answer."""
+        return self.calls[len(self.results)] if len(self.results) < len(self.calls) else None
 
-def answer_calls(
-    pending: Sequence[PendingReply],
-    heads: Mapping[str, Head],
-    tasks: TaskTable,
-    parameters: Mapping[str, float],
-    head_states: HeadStates,
-) -> None:
-    """Answer every call of a batch of replies, in place.
+    def states(self, call: Call, head_states: HeadStates) -> Tensor | None:
+        """What a call hands to its head, from the tokens around it."""
+        start, end = call.token_span
+        ids = torch.tensor(self.token_ids[start:end], device=self.hidden_states[0].device)
+        return head_states([call.shifted(-start)], torch.stack(self.hidden_states[start:end]), ids)
 
-    Round i takes the i-th call of each reply, batched per head, so that a later call can refer to an earlier
-    result.  Whatever a head raises, running out of memory included, costs the call that caused it and no other.
+
+class HeadCaller:
+    """Answers calls with expert heads.
 
     Args:
-        pending: Replies with parsed calls and no results.
-        heads: Head name -> head.
+        heads: Head name -> head; one that is not there is an error of the call that needs it.
         tasks: Says which head answers a task and whether it reads states.
         parameters: Scalar conditions handed to every head.
         head_states: What calls hand to their head, such as :meth:`models.generalist.Generalist.head_states`.
     """
-    for turn in range(max((len(reply.calls) for reply in pending), default=0)):
-        groups: dict[tuple[str, bool], list[PendingReply]] = {}
-        for reply in pending:
-            if turn >= len(reply.calls):
-                continue
-            call = reply.calls[turn]
-            refusal = _refusal(call, turn, reply)
-            if refusal:
-                _fail(reply, refusal)
-                continue
-            spec = tasks[call.task]
-            groups.setdefault((spec.head, spec.link in ("hidden", "queries")), []).append(reply)
-        for (name, reads_states), replies in groups.items():
-            _answer_round(heads[name], head_states if reads_states else None, replies, turn, parameters)
+
+    def __init__(
+        self, heads: nn.ModuleDict, tasks: TaskTable, parameters: Mapping[str, float], head_states: HeadStates
+    ) -> None:
+        self._heads, self._tasks = heads, tasks
+        self._parameters, self._head_states = parameters, head_states
+
+    def answer(self, pending: Sequence[PendingReply]) -> None:
+        """Answer every call of a batch of replies that has no answer yet, in place.
+
+        Round by round the next call of each reply, batched per head, so that a later call can refer to an earlier
+        result.  Whatever a head raises, running out of memory included, costs the call that caused it and no other.
+        """
+        while waiting := [reply for reply in pending if reply.next_call is not None]:
+            groups: dict[tuple[str, bool], list[PendingReply]] = {}
+            for reply in waiting:
+                call = reply.next_call
+                assert call is not None
+                spec = self._tasks[call.task]
+                if spec.head not in self._heads:
+                    known = sorted(self._heads)
+                    _fail(reply, f"task '{call.task}' needs head '{spec.head}', loaded are {known}", "not_loaded")
+                elif refusal := _refusal(call, reply):
+                    _fail(reply, refusal)
+                else:
+                    groups.setdefault((spec.head, bool(call.state_positions)), []).append(reply)
+            for (name, reads_states), replies in groups.items():
+                self._answer_round(name, reads_states, replies)
+
+    def _answer_round(self, name: str, reads_states: bool, replies: Sequence[PendingReply]) -> None:
+        results, error = self._try(name, reads_states, replies)
+        if error is None:
+            for reply, result in zip(replies, results, strict=True):
+                call = reply.next_call
+                assert call is not None
+                reply.results.append(replace(result, call=to_original(call, reply.media)))
+        elif len(replies) == 1:
+            _fail(replies[0], *error)
+        else:
+            for reply in replies:
+                self._answer_round(name, reads_states, [reply])
+
+    def _try(
+        self, name: str, reads_states: bool, replies: Sequence[PendingReply]
+    ) -> tuple[list[Result], tuple[str, FailureCause] | None]:
+        """The results, or why there are none.
+
+        The exception does not leave: it would keep alive the tensors of the frames that it passed, and what is tried
+        next may need their memory.
+        """
+        try:
+            head = self._heads[name]
+            assert isinstance(head, Head)
+            contexts = [self._context(reply) for reply in replies]
+            states, lengths = None, [0] * len(replies)
+            if reads_states:
+                rows = [
+                    reply.states(context.call, self._head_states)
+                    for reply, context in zip(replies, contexts, strict=True)
+                ]
+                states = torch.cat([row for row in rows if row is not None])
+                lengths = [len(context.call.state_positions) for context in contexts]
+            results = head.decode(head(states, lengths, contexts), contexts)
+            if len(results) != len(replies):
+                raise RuntimeError(f"head '{name}': expected {len(replies)} results, got {len(results)}")
+            return results, None
+        except ValueError as error:
+            return [], (str(error), "refused")
+        except ImportError as error:  # an expert that loads itself when it is called, whose extra is not installed
+            return [], (str(error), "not_loaded")
+        except (MemoryError, torch.OutOfMemoryError) as error:
+            failure: tuple[str, FailureCause] = (f"no memory to answer it: {error}".removesuffix(": "), "out_of_memory")
+        except Exception as error:  # an expert is a program of its own: its end must not be that of the reply
+            if len(replies) == 1:  # a batch is tried again, call by call
+                _LOG.exception("head '%s' failed on a call of '%s'", name, replies[0].calls[-1].task)
+            return [], (f"{type(error).__name__}: {error}", "raised")
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        return [], failure
+
+    def _context(self, reply: PendingReply) -> HeadContext:
+        call = reply.next_call
+        assert call is not None
+        referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}
+        earlier = [result if index in referred else None for index, result in enumerate(reply.results)]
+        return HeadContext(call, reply.media, earlier, dict(self._parameters))
 
 
-def _answer_round(
-    head: Head,
-    head_states: HeadStates | None,
-    replies: Sequence[PendingReply],
-    turn: int,
-    parameters: Mapping[str, float],
-) -> None:
-    contexts = [_context(reply, turn, parameters) for reply in replies]
-    states, lengths = None, [0] * len(replies)
-    if head_states is not None:
-        calls = [reply.calls[turn] for reply in replies]
-        rows = [
-            head_states([call], reply.hidden_states, reply.token_ids)
-            for call, reply in zip(calls, replies, strict=True)
-        ]
-        states = torch.cat([row for row in rows if row is not None])
-        lengths = [len(call.state_positions) for call in calls]
-    results, failure = _attempt(head, states, lengths, contexts)
-    if failure is not None and len(replies) == 1:
-        _fail(replies[0], *failure)
-        return
-    if failure is not None:
-        for reply in replies:
-            _answer_round(head, head_states, [reply], turn, parameters)
-        return
-    for reply, result in zip(replies, results, strict=True):
-        reply.results.append(replace(result, call=to_original(reply.calls[turn], reply.media)))
-
-
-def _attempt(
-    head: Head, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]
-) -> tuple[list[Result], tuple[str, FailureCause] | None]:
-    """The results, or why there are none.
-
-    The exception does not leave: it would keep alive the tensors of the frames that it passed, and what is tried next
-    may need their memory.
-    """
-    try:
-        return head.decode(head(states, lengths, contexts), contexts), None
-    except ValueError as error:
-        return [], (str(error), "refused")
-    except (MemoryError, torch.OutOfMemoryError) as error:
-        message = f"no memory to answer it: {error}" if str(error) else "no memory to answer it"
-        failure: tuple[str, FailureCause] = (message, "out_of_memory")
-    except Exception as error:
-        if len(contexts) == 1:  # a batch is tried again, call by call
-            _LOG.exception("%s failed on a call of '%s'", type(head).__name__, contexts[0].call.task)
-        return [], (f"{type(error).__name__}: {error}", "raised")
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return [], failure
-
-
-def _context(reply: PendingReply, turn: int, parameters: Mapping[str, float]) -> HeadContext:
-    call = reply.calls[turn]
-    referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}
-    earlier = [result if index in referred else None for index, result in enumerate(reply.results[:turn])]
-    return HeadContext(call, reply.media, earlier, dict(parameters))
-
-
-def _refusal(call: Call, turn: int, reply: PendingReply) -> str | None:
-    kinds = [item.kind for item in reply.media]
-    for grounding in call.groundings:
-        if isinstance(grounding, Region) and "image" not in kinds:
-            return "a region needs an image, the conversation has none"
-        if isinstance(grounding, TimeSpan) and "audio" not in kinds:
+def _refusal(call: Call, reply: PendingReply) -> str | None:
+    turn = len(reply.results)
+    latest = {item.kind: item.layout for item in reply.media}
+    for written, grounding in zip(call.groundings, to_original(call, reply.media).groundings, strict=True):
+        if isinstance(grounding, Region):
+            if "image" not in latest:
+                return "a region needs an image, the conversation has none"
+            if _lies_outside(grounding, latest["image"].original_size):
+                return f"region {written}: expected one that meets the image, it lies outside"
+        elif isinstance(grounding, TimeSpan) and "audio" not in latest:
             return "a time span needs audio, the conversation has none"
-        if isinstance(grounding, ResultRef):
+        elif isinstance(grounding, NodeRef):
+            nodes = latest["graph"].original_size[0] if "graph" in latest else 0
+            if grounding.index >= nodes:
+                return f"node {grounding.index}: expected one of the {nodes} nodes of the latest graph"
+        elif isinstance(grounding, ResultRef):
             index = grounding.call_index
             if index >= turn:
                 return f"refers to the result of call {index}, expected an earlier call than {turn}"
             if reply.results[index] is None:
                 return f"refers to the result of call {index}, which failed"
     return None
+
+
+def _lies_outside(region: Region, size: Sequence[int]) -> bool:
+    """Whether a box in original pixels, clipped to the raster, has nothing of it: it lay in the padding."""
+    x1, y1, x2, y2 = region.box_xyxy
+    return x2 <= 0 or y2 <= 0 or x1 >= size[0] or y1 >= size[1]
 
 
 def _fail(reply: PendingReply, message: str, cause: FailureCause = "refused") -> None:
@@ -159,7 +186,7 @@ def _fail(reply: PendingReply, message: str, cause: FailureCause = "refused") ->
 def to_original(call: Call, media: Sequence[MediaFeatures]) -> Call:
     """The call with regions in original pixels of the latest image and time spans in seconds of the latest clip.
 
-    Groundings whose media the conversation lacks stay as they are; :func:`answer_calls` refuses such calls.
+    Groundings whose media the conversation lacks stay as they are; :class:`HeadCaller` refuses such calls.
     """
     images = [item.layout.transform for item in media if item.kind == "image"]
     clips = [item.layout.seconds for item in media if item.kind == "audio"]

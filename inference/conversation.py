@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from itertools import count
+from typing import Literal
 
 from torch import Tensor
 
@@ -24,10 +25,13 @@ class Conversation:
         messages: The turns; an answer is generated after the last one.
         media: Name -> decoded media: an image (3, H, W) uint8, :class:`layers.media.Audio`,
             :class:`layers.media.Graph` or :class:`data.media.Video`.
+        written: Index of an assistant turn -> the tokens that the model wrote there; they stand instead of its content,
+            so that what a session has read of them serves again.
     """
 
     messages: Sequence[Message]
     media: Mapping[str, RawMedia] = field(default_factory=dict)
+    written: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @classmethod
     def ask(
@@ -51,24 +55,45 @@ class Conversation:
         Raises:
             ValueError: If there is neither a question nor audio.
         """
-        if not question.strip() and not audio:
+        return cls(())._asked(question, {"image": images, "video": videos, "audio": audio, "graph": graphs})
+
+    def then(
+        self,
+        reply: Reply,
+        question: str = "",
+        *,
+        images: Sequence[Tensor] = (),
+        audio: Sequence[Audio] = (),
+        graphs: Sequence[Graph] = (),
+        videos: Sequence[Video] = (),
+    ) -> Conversation:
+        """The conversation as it goes on after a reply to it.
+
+        Args:
+            reply: What was answered; its tokens are kept as they are.
+            question: The next one, as in :meth:`ask`.
+            images: That come with it.
+            audio: Likewise.
+            graphs: Likewise.
+            videos: Likewise.
+        """
+        written = {**self.written, len(self.messages): reply.token_ids}
+        answered = Conversation((*self.messages, reply.message), self.media, written)
+        return answered._asked(question, {"image": images, "video": videos, "audio": audio, "graph": graphs})
+
+    def _asked(self, question: str, given: Mapping[str, Sequence[RawMedia]]) -> Conversation:
+        if not question.strip() and not given["audio"]:
             raise ValueError("expected a question, or audio that asks one, got neither")
         parts: list[Part] = []
-        media: dict[str, RawMedia] = {}
-        kinds: tuple[tuple[str, Sequence[Any]], ...] = (
-            ("image", images),
-            ("video", videos),
-            ("audio", audio),
-            ("graph", graphs),
-        )
-        for kind, items in kinds:
-            for index, item in enumerate(items):
-                name = f"{kind}{index}"
-                media[name] = item
-                parts.append(Part(type=kind, media=name))
+        media = dict(self.media)
+        for kind, items in given.items():
+            numbers = (number for number in count() if f"{kind}{number}" not in self.media)
+            for number, item in zip(numbers, items, strict=False):
+                media[f"{kind}{number}"] = item
+                parts.append(Part(type=kind, media=f"{kind}{number}"))
         if question.strip():
             parts.append(Part(type="text", text=question.strip()))
-        return cls((Message("user", tuple(parts)),), media)
+        return Conversation((*self.messages, Message("user", tuple(parts))), media, self.written)
 
     @classmethod
     def from_record(cls, record: Record, media: Mapping[str, RawMedia]) -> Conversation:
@@ -86,7 +111,7 @@ class Conversation:
         return cls(tuple(turns), {name: media[name] for name in record.media if name in used})
 
 
-FailureCause = Literal["refused", "raised", "out_of_memory"]
+FailureCause = Literal["refused", "not_loaded", "raised", "out_of_memory"]
 
 
 @dataclass(frozen=True)
@@ -97,8 +122,9 @@ class HeadError:
         call_index: Which call of the reply.
         task: Its task.
         message: What was expected and what was given, or what was raised.
-        cause: ``refused``: the call does not fit (a ``ValueError``); ``raised``: the head or its expert failed;
-            ``out_of_memory``: there was no memory for it, even alone.
+        cause: ``refused``: the call does not fit (a ``ValueError``); ``not_loaded``: the head is not here, or cannot be
+            loaded (an ``ImportError``); ``raised``: the head or its expert failed; ``out_of_memory``: there was no
+            memory for it, even alone.
     """
 
     call_index: int
@@ -120,7 +146,9 @@ class Reply:
         token_ids: The generated tokens, without the one that ended the turn.
         raw_text: Those tokens as text, control tokens included.
         finish_reason: "stop" if the model ended its turn, "length" if it was cut.
-        timings: Seconds per phase, an equal share of the batch's: ``render``, ``encode``, ``decode``, ``heads``.
+        timings: Seconds per phase, an equal share of the batch's: ``render``, ``encode``, ``prefill``, ``decode``,
+            ``heads``.
+        message: The turn as a record holds it: text and calls, in original units; malformed calls are text.
     """
 
     text: str
@@ -131,3 +159,4 @@ class Reply:
     raw_text: str
     finish_reason: FinishReason
     timings: Mapping[str, float]
+    message: Message = field(default_factory=lambda: Message("assistant", ()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -10,33 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from inference.choosing import Chooser, DecodingOptions
+from inference.past import Past, join_pasts
+
 FinishReason = Literal["stop", "length"]
-
-
-@dataclass(frozen=True)
-class DecodingOptions:
-    """How tokens are chosen.
-
-    Args:
-        max_new_tokens: A reply that has not ended by then is cut (``finish_reason`` "length").
-        temperature: 0 takes the most likely token; above 0 samples.
-        top_p: Samples among the most likely tokens whose probabilities add up to this.
-        seed: Each reply draws from its own stream, seeded by this and the reply's number, so that batching does not
-            change what is sampled.
-    """
-
-    max_new_tokens: int = 96
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise ValueError(f"temperature: expected 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p: expected a number in (0, 1], got {self.top_p}")
 
 
 @dataclass(frozen=True)
@@ -77,37 +54,36 @@ class Follower(Protocol):
         """Take the token that was appended."""
 
 
-class Opened:
-    """Has a reply begin with a given token, and otherwise reads it as another follower does.
+@dataclass
+class Start:
+    """Where a reply begins.
 
     Args:
-        token_id: The first token.
-        follower: Reads the reply.
+        prompt: (L, d) input embeddings that are still to be read, media in place; at least one.
+        past: What was read before them.
+        follower: Reads the reply; the tokens that it forces are placed, learned queries among them.
+        stream: Number of the reply's random stream; its place in the batch by default.
+        limit: The reply is cut at so many tokens, if the options do not cut it before.
     """
 
-    def __init__(self, token_id: int, follower: Follower) -> None:
-        self._opening: int | None = token_id
-        self._follower = follower
-
-    @property
-    def forced_id(self) -> int | None:
-        """The first token, then what the follower forces."""
-        return self._follower.forced_id if self._opening is None else self._opening
-
-    def feed(self, token_id: int) -> object:
-        """Take the token that was appended."""
-        self._opening = None
-        return self._follower.feed(token_id)
+    prompt: Tensor
+    past: Past | None = None
+    follower: Follower | None = None
+    stream: int | None = None
+    limit: int | None = None
 
 
 class Constraint(Protocol):
-    """Restricts a batch of replies to legal continuations."""
+    """Restricts a batch of replies to legal continuations, such as :class:`routers.constraint.CallConstraint`."""
 
     def mask(self, logits: Tensor) -> Tensor:
         """Set the logits (B, V) of illegal next tokens to -inf."""
 
-    def advance(self, token_ids: Sequence[int]) -> None:
-        """Take the B tokens that were appended."""
+    def advance(self, token_ids: Sequence[int | None]) -> None:
+        """Take the B tokens that were appended, None where a reply has ended."""
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these of the B replies, in this order."""
 
 
 class RowConditions(Protocol):
@@ -120,100 +96,154 @@ class RowConditions(Protocol):
         """Those of the step of one more token per row, (B,)."""
 
 
+class Watcher(Protocol):
+    """Sees replies grow."""
+
+    def prefilled(self) -> None:
+        """The prompts are read."""
+
+    def appended(self, new: Sequence[tuple[int, int, Tensor]]) -> None:
+        """After a step: (reply, token, state (d,) at it) of every reply that grew."""
+
+    def ended(self, reply: int, past: Callable[[], Past]) -> None:
+        """A reply has ended; ``past()`` copies the keys and values of its prompt and its tokens."""
+
+
+Steer = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
+"""(logits (B, V), states (B, d) that predict them, reply of each row) -> logits: a router's word before the choice."""
+
+
 @torch.inference_mode()
 def decode(
     model: Steppable,
-    prompts: Sequence[Tensor],
+    starts: Sequence[Start],
     options: DecodingOptions,
     *,
     stop_ids: Sequence[int],
     never_sampled: Tensor | None = None,
-    followers: Sequence[Follower] | None = None,
     constraint: Constraint | None = None,
-    streams: Sequence[int] | None = None,
+    steer: Steer | None = None,
     conditions: RowConditions | None = None,
+    watcher: Watcher | None = None,
 ) -> list[Decoded]:
     """Continue a batch of prompts until each ends its turn or reaches the limit.
 
-    Rows that have ended stay as padding until they are half of the batch; then they leave it and its cache. With a
-    ``constraint``, whose rows are those of the call, they stay. Each step waits for the device once.
+    Rows that have ended stay as padding until they are half of the batch; then they leave it and its cache. Each step
+    waits for the device once.
 
     Args:
         model: Gives embeddings and cached steps.
-        prompts: (L, d) input embeddings of each prompt, media in place.
+        starts: Where the replies begin.
         options: Limit and sampling.
         stop_ids: Tokens that end the turn.
         never_sampled: (V,) True for tokens that the model may not choose (media placeholders, queries).
-        followers: One per prompt; the tokens that they force are placed, learned queries among them.
-        constraint: Applied before a token is chosen.
-        streams: Number of each reply's random stream; their place in the batch by default.
+        constraint: Applied before a token is chosen; its rows are the replies.
+        steer: Applied before the constraint.
         conditions: What the model is conditioned on besides the prompts' embeddings.
+        watcher: Told of every new token.
 
     Returns:
-        One :class:`Decoded` per prompt, in order.
+        One :class:`Decoded` per reply, in order.
 
     Raises:
         ValueError: For an empty prompt.
     """
-    if not prompts:
+    if not starts:
         return []
-    for index, prompt in enumerate(prompts):
-        if prompt.shape[0] == 0:
+    for index, start in enumerate(starts):
+        if start.prompt.shape[0] == 0:
             raise ValueError(f"prompt {index}: expected at least one token, got none")
-    device = prompts[0].device
-    inputs_embeds, attention_mask, position_ids = left_pad(prompts, room=options.max_new_tokens)
-    width = inputs_embeds.shape[1]
-    output = model.step(inputs_embeds, attention_mask[:, :width], position_ids, None, conditions)
-    next_positions = position_ids[:, -1:] + 1
+    output, attention_mask, next_positions = prefill(model, starts, conditions, options.max_new_tokens)
+    width = attention_mask.shape[1] - options.max_new_tokens
+    device = attention_mask.device
+    if watcher is not None:
+        watcher.prefilled()
 
-    chooser = _Chooser(options, list(streams) if streams is not None else list(range(len(prompts))))
-    token_ids: list[list[int]] = [[] for _ in prompts]
-    states: list[list[Tensor]] = [[] for _ in prompts]
-    ended = [False] * len(prompts)
-    rows = list(range(len(prompts)))
-    stops = frozenset(stop_ids)
-    filler = next(iter(stop_ids))
+    streams = [index if start.stream is None else start.stream for index, start in enumerate(starts)]
+    chooser = Chooser(options, streams)
+    replies = [_Growing(start, options.max_new_tokens) for start in starts]
+    rows = list(range(len(starts)))
+    stops, filler = frozenset(stop_ids), next(iter(stop_ids))
 
     for new in range(options.max_new_tokens):
         logits = output.logits_last.float()
         if never_sampled is not None:
             logits = logits.masked_fill(never_sampled, float("-inf"))
+        if steer is not None:
+            logits = steer(logits, output.hidden_states[:, -1], rows)
         if constraint is not None:
             logits = constraint.mask(logits)
         chosen: list[int] = chooser(logits, rows).tolist()
         for place, row in enumerate(rows):
-            must = followers[row].forced_id if followers is not None and not ended[row] else None
-            chosen[place] = filler if ended[row] else chosen[place] if must is None else must
-            ended[row] = ended[row] or chosen[place] in stops
-        if all(ended[row] for row in rows):
+            chosen[place] = filler if replies[row].ended else replies[row].choose(chosen[place])
+            if not replies[row].ended and chosen[place] in stops:
+                replies[row].finish_reason = "stop"
+                if watcher is not None:
+                    watcher.ended(row, _Copied(output.cache, place, attention_mask[place, : width + new]))
+        alive = [place for place, row in enumerate(rows) if not replies[row].ended]
+        if not alive:
             break
-        if constraint is None and 2 * sum(not ended[row] for row in rows) <= len(rows):
-            keep = [place for place, row in enumerate(rows) if not ended[row]]
-            kept = torch.tensor(keep, device=device)
+        if constraint is not None:
+            constraint.advance([None if replies[row].cut else token for row, token in zip(rows, chosen, strict=True)])
+        if 2 * len(alive) <= len(rows):
+            kept = torch.tensor(alive, device=device)
             output.cache.batch_select_indices(kept)
             attention_mask, next_positions = attention_mask[kept], next_positions[kept]
             conditions = None if conditions is None else conditions.rows(kept)
-            rows, chosen = [rows[place] for place in keep], [chosen[place] for place in keep]
+            if constraint is not None:
+                constraint.keep(alive)
+            rows, chosen = [rows[place] for place in alive], [chosen[place] for place in alive]
         fed = torch.tensor(chosen, device=device)
-        if constraint is not None:
-            constraint.advance(chosen)
         conditions = None if conditions is None else conditions.following(fed)
         output = model.step(
             model.embed(fed[:, None]), attention_mask[:, : width + new + 1], next_positions, output.cache, conditions
         )
         next_positions = next_positions + 1
-        for place, row in enumerate(rows):
-            if not ended[row]:
-                token_ids[row].append(chosen[place])
-                states[row].append(output.hidden_states[place, -1])
-                if followers is not None:
-                    followers[row].feed(chosen[place])
+        grown = [(place, row) for place, row in enumerate(rows) if not replies[row].ended]
+        for place, row in grown:
+            replies[row].append(chosen[place], output.hidden_states[place, -1])
+        if watcher is not None:
+            watcher.appended([(row, chosen[place], output.hidden_states[place, -1]) for place, row in grown])
+            for place, row in grown:
+                if replies[row].ended:
+                    watcher.ended(row, _Copied(output.cache, place, attention_mask[place, : width + new + 1]))
 
-    empty = inputs_embeds.new_zeros(0, inputs_embeds.shape[-1])
+    empty = starts[0].prompt.new_zeros(0, starts[0].prompt.shape[-1])
     return [
-        Decoded(ids, torch.stack(rows_states) if rows_states else empty, "stop" if done else "length")
-        for ids, rows_states, done in zip(token_ids, states, ended, strict=True)
+        Decoded(reply.token_ids, torch.stack(reply.states) if reply.states else empty, reply.finish_reason or "length")
+        for reply in replies
     ]
+
+
+def prefill(
+    model: Steppable, starts: Sequence[Start], conditions: RowConditions | None, room: int = 0
+) -> tuple[Any, Tensor, Tensor]:
+    """Read a batch of prompts.
+
+    Args:
+        model: Gives cached steps.
+        starts: Prompts, with or without a past.
+        conditions: Of the prompts' positions.
+        room: Columns of ones that the mask carries for tokens to come.
+
+    Returns:
+        The model's output, the mask (B, past + S + room) with 0 on padding, and (B, 1) positions of what comes next.
+    """
+    embeds, attention_mask, position_ids = left_pad([start.prompt for start in starts], room)
+    cache = None
+    if any(start.past is not None for start in starts):
+        cache, before = join_pasts([start.past for start in starts])
+        position_ids = position_ids + before.sum(1, keepdim=True)
+        attention_mask = torch.cat([before, attention_mask], dim=1)
+    width = attention_mask.shape[1] - room
+    output = model.step(embeds, attention_mask[:, :width], position_ids, cache, conditions)
+    return output, attention_mask, position_ids[:, -1:] + 1
+
+
+def read_pasts(model: Steppable, prompts: Sequence[Tensor], conditions: RowConditions | None) -> list[Past]:
+    """What follows the reading of (L, d) embeddings of rows that nothing was read of."""
+    output, attention_mask, _ = prefill(model, [Start(prompt) for prompt in prompts], conditions)
+    return [Past.of(output.cache, place, mask.bool()) for place, mask in enumerate(attention_mask)]
 
 
 def left_pad(prompts: Sequence[Tensor], room: int = 0) -> tuple[Tensor, Tensor, Tensor]:
@@ -235,24 +265,44 @@ def left_pad(prompts: Sequence[Tensor], room: int = 0) -> tuple[Tensor, Tensor, 
     return inputs_embeds, (columns >= padding).long(), (columns[:, :width] - padding).clamp(min=0)
 
 
-class _Chooser:
-    """Greedy, or the inverse of the sorted cumulative distribution at one uniform number per row."""
+class _Growing:
+    """A reply that is being written."""
 
-    def __init__(self, options: DecodingOptions, streams: Sequence[int]) -> None:
-        self._options = options
-        self._generators = []
-        if options.temperature > 0:
-            for stream in streams:
-                generator = torch.Generator().manual_seed(options.seed * 1_000_003 + stream)
-                self._generators.append(generator)
+    def __init__(self, start: Start, most: int) -> None:
+        self._follower = start.follower
+        self._limit = most if start.limit is None else min(most, start.limit)
+        self.token_ids: list[int] = []
+        self.states: list[Tensor] = []
+        self.finish_reason: FinishReason | None = None
 
-    def __call__(self, logits: Tensor, rows: Sequence[int]) -> Tensor:
-        if self._options.temperature == 0:
-            return logits.argmax(-1)
-        draws = torch.cat([torch.rand(1, generator=self._generators[row]) for row in rows]).to(logits.device)
-        probabilities, order = (logits / self._options.temperature).softmax(-1).sort(dim=-1, descending=True)
-        cumulative = probabilities.cumsum(-1)
-        kept = cumulative - probabilities < self._options.top_p  # the first token is always kept
-        mass = (probabilities * kept).sum(-1)
-        picked = (cumulative < (draws * mass)[:, None]).sum(-1).clamp(max=logits.shape[-1] - 1)
-        return order.gather(-1, picked[:, None])[:, 0]
+    @property
+    def ended(self) -> bool:
+        return self.finish_reason is not None
+
+    @property
+    def cut(self) -> bool:
+        return self.finish_reason == "length"
+
+    def choose(self, token_id: int) -> int:
+        forced = None if self._follower is None else self._follower.forced_id
+        return token_id if forced is None else forced
+
+    def append(self, token_id: int, state: Tensor) -> None:
+        self.token_ids.append(token_id)
+        self.states.append(state)
+        if self._follower is not None:
+            self._follower.feed(token_id)
+        if len(self.token_ids) >= self._limit:
+            self.finish_reason = "length"
+
+
+@dataclass(frozen=True)
+class _Copied:
+    """Copies a row's past when it is called for, which must be before the next step."""
+
+    cache: Any
+    place: int
+    mask: Tensor
+
+    def __call__(self) -> Past:
+        return Past.of(self.cache, self.place, self.mask.bool())

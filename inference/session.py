@@ -3,32 +3,50 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import partial
+from dataclasses import dataclass
 from os import PathLike
 
 import torch
-from torch import Tensor
 
-from data.media import RawMedia, Video
-from data.packing import pack
 from data.render import Rendered, render_prompt
-from inference.calling import PendingReply, answer_calls, to_original
+from inference.calling import HeadCaller, to_original
+from inference.choosing import DecodingOptions
 from inference.conversation import Conversation, Reply
-from inference.decoding import Decoded, DecodingOptions, Follower, Opened, decode
-from layers.batch import MediaBatch
+from inference.decoding import Decoded, Start, Steer, decode, read_pasts
+from inference.encoding import FeatureTransform, PromptReader, ReadPrompt, media_keys
+from inference.events import Listener, ReplyEnded
+from inference.past import Past, PastStore, shared_prefixes
+from inference.writing import BatchWriting, Writing, as_message
 from layers.calls import MediaFeatures
-from layers.head import Head
 from models.conditions import Conditions
 from models.generalist import Generalist
-from models.media import EncodedMedia, seen_by_heads
 from routers.constraint import CallConstraint, never_sampled_mask
-from routers.parser import CallParser, Parsed
+from routers.parser import Parsed
 
-FeatureTransform = Callable[[dict[str, EncodedMedia]], dict[str, EncodedMedia]]
 HeadMediaTransform = Callable[[MediaFeatures], MediaFeatures]
 _BATCHES_PER_WINDOW = 16
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What one :meth:`Session.generate` asks of every batch."""
+
+    feature_transform: FeatureTransform | None
+    head_media_transform: HeadMediaTransform | None
+    opening: int | None
+    listener: Listener | None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """A conversation of a batch; ``keys`` tell its media apart by their content."""
+
+    index: int
+    conversation: Conversation
+    rendered: Rendered
+    keys: tuple[Hashable, ...]
 
 
 class Session:
@@ -36,8 +54,10 @@ class Session:
 
     Example:
         >>> session = Session.from_pretrained("runs/quickstart/checkpoint")
-        >>> reply, = session.generate([Conversation.ask("where is the red 7?", images=[image])])
+        >>> asked = Conversation.ask("where is the red 7?", images=[image])
+        >>> reply, = session.generate([asked])
         >>> print(reply.text, reply.results)
+        >>> reply, = session.generate([asked.then(reply, "and the blue 4?")])
 
     Args:
         generalist: The model; it answers on the device it is on.
@@ -49,6 +69,12 @@ class Session:
         top_p: Nucleus of the sampling.
         seed: Of the sampling, and of heads that sample.
         parameters: Scalar conditions handed to the heads, such as a number of steps.
+        eager_calls: Answer a call as soon as it closes. Otherwise all calls of a batch are answered when its replies
+            are written, which is faster where nobody watches: heads see larger batches.
+        shared_prefix: Conversations of a batch that begin alike for so many positions, such as several questions about
+            one image, are read once up to where they differ; 0 reads each by itself.
+        memory: Positions of answered conversations whose keys and values, and encoded media, are kept, so that a
+            conversation goes on (:meth:`inference.conversation.Conversation.then`) without being read again.
     """
 
     def __init__(
@@ -62,15 +88,25 @@ class Session:
         top_p: float = 1.0,
         seed: int = 0,
         parameters: Mapping[str, float] | None = None,
+        eager_calls: bool = True,
+        shared_prefix: int = 32,
+        memory: int = 0,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
+        if min(shared_prefix, memory) < 0:
+            raise ValueError(f"shared_prefix, memory: expected 0 or more positions, got {shared_prefix}, {memory}")
         self.generalist = generalist
         self.plan = generalist.plan()
         self.constrained = constrained
         self.batch_size = batch_size
         self.options = DecodingOptions(max_new_tokens, temperature, top_p, seed)
         self.parameters = {"seed": float(seed), **(parameters or {})}
+        self.eager_calls = eager_calls
+        reads_on = not generalist.language_model.has_windows  # a window's layers do not keep what lies before it
+        self.shared_prefix = shared_prefix if reads_on else 0
+        self._store = PastStore(memory) if memory and reads_on else None
+        self._reader = PromptReader(generalist, self.plan.max_frames, memory)
 
     @classmethod
     def from_pretrained(
@@ -95,153 +131,171 @@ class Session:
         progress: Callable[[int], None] | None = None,
         head_media_transform: HeadMediaTransform | None = None,
         opening: str | None = None,
+        listener: Listener | None = None,
     ) -> list[Reply]:
         """Answer conversations, batched by length, in the order given.
 
         Args:
             conversations: Each ends with the turn to answer.
             feature_transform: Replaces the encoded media of every batch before they enter the language model and the
-                heads; the zeroed control.
+                heads; the zeroed control. Nothing is shared or remembered then.
             progress: Called with the number of replies that a batch has added.
             head_media_transform: Replaces what heads see of each media item, encoder inputs included (some heads look
                 at pixels or node texts); applied after ``feature_transform``.
             opening: Task whose call every reply is made to begin with; never to be used when routing is measured.
+            listener: Told of text, calls and results as they come (:data:`inference.events.Event`).
 
         Returns:
             One reply per conversation.
 
         Raises:
             ValueError: If a conversation cannot be rendered (a media kind the model does not take, a media that its
-                processor refuses).
+                processor refuses), or is longer than the language model can read.
         """
+        job = _Job(feature_transform, head_media_transform, self._opening_id(opening), listener)
         replies: dict[int, Reply] = {}
         window = _BATCHES_PER_WINDOW * self.batch_size
         with _evaluating(self.generalist):
             for start in range(0, len(conversations), window):
                 clock = _Clock()
-                rendered = [
-                    (index, render_prompt(item.messages, item.media, self.plan))
-                    for index, item in enumerate(conversations[start : start + window], start)
+                asked = [
+                    self._render(index, item) for index, item in enumerate(conversations[start : start + window], start)
                 ]
-                seconds = clock.lap() / len(rendered)
-                rendered.sort(key=lambda pair: (len(pair[1].input_ids), pair[0]))
-                for first in range(0, len(rendered), self.batch_size):
-                    batch = rendered[first : first + self.batch_size]
-                    sources = [conversations[index] for index, _ in batch]
-                    transforms = (feature_transform, head_media_transform)
-                    answered = self._answer(batch, sources, transforms, opening, seconds)
-                    replies.update(zip((index for index, _ in batch), answered, strict=True))
+                seconds = clock.lap() / len(asked)
+                asked.sort(key=_neighbours(asked))
+                for first in range(0, len(asked), self.batch_size):
+                    batch = asked[first : first + self.batch_size]
+                    replies.update(zip((item.index for item in batch), self._answer(batch, job, seconds), strict=True))
                     if progress is not None:
                         progress(len(batch))
         return [replies[index] for index in range(len(conversations))]
 
-    def _answer(
-        self,
-        batch: Sequence[tuple[int, Rendered]],
-        conversations: Sequence[Conversation],
-        transforms: tuple[FeatureTransform | None, HeadMediaTransform | None],
-        opening: str | None,
-        render_seconds: float,
-    ) -> list[Reply]:
-        clock = _Clock()
-        rendered = [item for _, item in batch]
-        prompts, media = self._encode(rendered, conversations, transforms[0])
-        if transforms[1] is not None:
-            media = [[transforms[1](item) for item in items] for items in media]
-        encode_seconds = clock.lap()
-        available = [self.plan.tasks.available([item.kind for item in items]) for items in media]
-        instructions = [torch.tensor(item.instruction, device=self.generalist.device) for item in rendered]
-        rows = [torch.tensor(item.input_ids, device=self.generalist.device) for item in rendered]
-        conditions = self.generalist.conditions(rows, instructions)
-        decoded = self._decode(prompts, available, opening, [index for index, _ in batch], conditions)
-        decode_seconds = clock.lap()
-        parsed = [
-            self.generalist.router.route(item.token_ids, item.hidden_states, names)
-            for item, names in zip(decoded, available, strict=True)
-        ]
-        pending = [
-            PendingReply(routed.calls, self._ids(item.token_ids), item.hidden_states, items)
-            for routed, item, items in zip(parsed, decoded, media, strict=True)
-        ]
-        heads: Mapping[str, Head] = self.generalist.heads  # type: ignore[assignment]
-        answer_calls(pending, heads, self.plan.tasks, self.parameters, self.generalist.head_states)
-        shares = {"encode": encode_seconds, "decode": decode_seconds, "heads": clock.lap()}
-        timings = {"render": render_seconds, **{name: value / len(batch) for name, value in shares.items()}}
-        return [
-            self._reply(routed, item, answered, timings)
-            for routed, item, answered in zip(parsed, decoded, pending, strict=True)
-        ]
+    def _render(self, index: int, conversation: Conversation) -> _Asked:
+        rendered = render_prompt(conversation.messages, conversation.media, self.plan, conversation.written)
+        most = self.generalist.language_model.max_positions
+        if most is not None and len(rendered.input_ids) >= most:
+            raise ValueError(
+                f"conversation {index}: expected fewer than {most} tokens, which the language model can read, "
+                f"got {len(rendered.input_ids)}"
+            )
+        return _Asked(index, conversation, rendered, media_keys(rendered))
 
-    def _encode(
-        self,
-        rendered: Sequence[Rendered],
-        conversations: Sequence[Conversation],
-        feature_transform: FeatureTransform | None,
-    ) -> tuple[list[Tensor], list[list[MediaFeatures]]]:
-        generalist = self.generalist
-        packed = pack(list(rendered), self.plan).to(generalist.device)
-        encoded = generalist.encode_media(packed.media)
-        if feature_transform is not None:
-            encoded = feature_transform(encoded)
-        embeds = generalist.embed(packed.input_ids[0])
-        for kind, item in encoded.items():
-            embeds = generalist.place(embeds, packed.media[kind].positions, item.projected)
-        prompts = list(torch.split(embeds, packed.segment_lengths))[: len(rendered)]
-        items = {kind: _features_of(kind, packed.media[kind], value) for kind, value in encoded.items()}
-        following = {kind: iter(values) for kind, values in items.items()}
-        media: list[list[MediaFeatures]] = []
-        for prompt, conversation in zip(rendered, conversations, strict=True):
-            own, originals = [], _Originals(conversation.media, self.plan.max_frames)
-            for used in prompt.media:
-                features = next(following[used.kind])
-                features.load_original = partial(originals, used.name, used.frame)
-                own.append(features)
-            media.append(own)
-        return prompts, media
+    def _answer(self, batch: Sequence[_Asked], job: _Job, render_seconds: float) -> list[Reply]:
+        clock = _Clock()
+        originals = [item.conversation.media for item in batch]
+        keys = [item.keys for item in batch]
+        prompts = self._reader.read([item.rendered for item in batch], keys, originals, job.feature_transform)
+        seconds = {"encode": clock.lap()}
+        store = self._store if job.feature_transform is None else None
+        replies = [self._writing(item, prompt, job) for item, prompt in zip(batch, prompts, strict=True)]
+        rows = [torch.tensor(item.rendered.input_ids, device=self.generalist.device) for item in batch]
+        instructions = [torch.tensor(item.rendered.instruction, device=self.generalist.device) for item in batch]
+        conditions = self.generalist.conditions(rows, instructions)
+        heads = self.generalist.heads
+        caller = HeadCaller(heads, self.plan.tasks, self.parameters, self.generalist.head_states)
+        watch = BatchWriting(replies, caller, self._text, self.eager_calls, job.listener, store)
+        pasts = self._pasts(prompts, conditions, store, 0 if job.feature_transform else self.shared_prefix)
+        decoded = self._decode(prompts, pasts, conditions, replies, watch)
+        parsed = watch.finish()
+        seconds["prefill"] = watch.prefill_seconds
+        seconds["decode"] = clock.lap() - watch.prefill_seconds - watch.head_seconds
+        seconds["heads"] = watch.head_seconds
+        timings = {"render": render_seconds, **{name: value / len(batch) for name, value in seconds.items()}}
+        answered = [self._reply(*row, timings) for row in zip(parsed, decoded, replies, strict=True)]
+        if job.listener is not None:
+            for item, reply in zip(batch, answered, strict=True):
+                job.listener(ReplyEnded(item.index, reply))
+        return answered
+
+    def _writing(self, asked: _Asked, prompt: ReadPrompt, job: _Job) -> Writing:
+        change = job.head_media_transform
+        media = prompt.media if change is None else [change(item) for item in prompt.media]
+        available = self.plan.tasks.available([item.kind for item in media])
+        parser = self.generalist.router.parser(available)
+        return Writing(asked.index, parser, media, available, job.opening, prompt.symbols)
+
+    def _pasts(
+        self, prompts: Sequence[ReadPrompt], conditions: Conditions, store: PastStore | None, shortest: int
+    ) -> list[Past | None]:
+        """What of each prompt was read before, here or for a neighbour in the batch."""
+        pasts: list[Past | None] = [None if store is None else store.find(prompt.symbols) for prompt in prompts]
+        if shortest == 0:
+            return pasts
+        known = [0 if past is None else past.length for past in pasts]
+        found = shared_prefixes([item.symbols for item in prompts], [item.keys for item in prompts], shortest)
+        shared = [(members, length) for members, length in found if any(known[row] < length for row in members)]
+        if not shared:
+            return pasts
+        firsts = [members[0] for members, _ in shared]
+        own = conditions.rows(torch.tensor(firsts, device=self.generalist.device))
+        embeds = [prompts[row].embeds[:length] for row, (_, length) in zip(firsts, shared, strict=True)]
+        read = read_pasts(self.generalist, embeds, own.within([slice(length) for _, length in shared]))
+        for past, (members, length) in zip(read, shared, strict=True):
+            if store is not None:
+                store.add(prompts[members[0]].symbols[:length], past)
+            for row in members:
+                pasts[row] = past if known[row] < length else pasts[row]
+        return pasts
 
     def _decode(
         self,
-        prompts: Sequence[Tensor],
-        available: Sequence[Sequence[str]],
-        opening: str | None,
-        streams: Sequence[int],
+        prompts: Sequence[ReadPrompt],
+        pasts: Sequence[Past | None],
         conditions: Conditions,
+        replies: Sequence[Writing],
+        watch: BatchWriting,
     ) -> list[Decoded]:
-        model, vocabulary, tokenizer = self.generalist, self.plan.vocabulary, self.plan.tokenizer
+        model, vocabulary = self.generalist, self.plan.vocabulary
+        lengths = [0 if past is None else past.length for past in pasts]
+        most = model.language_model.max_positions
+        starts = [
+            Start(
+                prompt.embeds[length:],
+                past,
+                writing,
+                writing.index,
+                None if most is None else most - len(prompt.symbols),
+            )
+            for prompt, past, length, writing in zip(prompts, pasts, lengths, replies, strict=True)
+        ]
+        available = [writing.available for writing in replies]
         return decode(
             model,
-            prompts,
+            starts,
             self.options,
-            stop_ids=[tokenizer.eos_token_id],
+            stop_ids=[vocabulary.eos_id],
             never_sampled=never_sampled_mask(vocabulary, model.language_model.vocab_size, model.device),
-            followers=self._followers(len(prompts), opening),
             constraint=CallConstraint(vocabulary, available) if self.constrained else None,
-            streams=streams,
-            conditions=conditions,
+            steer=self._steer(replies),
+            conditions=conditions.within([slice(length, None) for length in lengths]),
+            watcher=watch,
         )
 
-    def _followers(self, count: int, opening: str | None) -> Sequence[Follower] | None:
-        vocabulary = self.plan.vocabulary
-        if opening is None:
-            return [CallParser(vocabulary) for _ in range(count)] if any(vocabulary.query_ids.values()) else None
-        if opening not in vocabulary.open_ids:
-            raise ValueError(f"opening: expected one of {sorted(vocabulary.open_ids)}, got '{opening}'")
-        return [Opened(vocabulary.open_ids[opening], CallParser(vocabulary)) for _ in range(count)]
+    def _steer(self, replies: Sequence[Writing]) -> Steer | None:
+        router = self.generalist.router
+        if not router.steers:
+            return None
+        return lambda logits, states, rows: router.steer(logits, states, [replies[row].standing for row in rows])
 
-    def _reply(self, routed: Parsed, decoded: Decoded, answered: PendingReply, timings: Mapping[str, float]) -> Reply:
+    def _opening_id(self, opening: str | None) -> int | None:
+        opens = self.plan.vocabulary.open_ids
+        if opening is not None and opening not in opens:
+            raise ValueError(f"opening: expected one of {sorted(opens)}, got '{opening}'")
+        return None if opening is None else opens[opening]
+
+    def _reply(self, routed: Parsed, decoded: Decoded, writing: Writing, timings: Mapping[str, float]) -> Reply:
+        calls = tuple(to_original(call, writing.pending.media) for call in routed.calls)
         return Reply(
             text=self._text(routed.text_ids).strip(),
-            calls=tuple(to_original(call, answered.media) for call in routed.calls),
-            results=tuple(answered.results),
-            errors=(*routed.errors, *answered.errors),
+            calls=calls,
+            results=tuple(writing.pending.results),
+            errors=(*routed.errors, *writing.pending.errors),
             token_ids=tuple(decoded.token_ids),
             raw_text=self._text(decoded.token_ids),
             finish_reason=decoded.finish_reason,
             timings=timings,
+            message=as_message(routed, calls, decoded.token_ids, self._text),
         )
-
-    def _ids(self, token_ids: Sequence[int]) -> Tensor:
-        return torch.tensor(token_ids, dtype=torch.int64, device=self.generalist.device)
 
     def _text(self, token_ids: list[int]) -> str:
         text = self.plan.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -249,26 +303,15 @@ class Session:
         return text
 
 
-def _features_of(kind: str, batch: MediaBatch, encoded: EncodedMedia) -> Iterator[MediaFeatures]:
-    features = encoded.layout.split(encoded.features)
-    for index, (layout, own) in enumerate(zip(encoded.layout.items, features, strict=True)):
-        yield seen_by_heads(kind, layout, batch.items[index], own)
-
-
-class _Originals:
-    """A conversation's media as they were before the processor; a video is decoded once for all its frames."""
-
-    def __init__(self, media: Mapping[str, RawMedia], max_frames: int) -> None:
-        self._media, self._max_frames = media, max_frames
-        self._frames: dict[str, list[Tensor]] = {}
-
-    def __call__(self, name: str, frame: int) -> RawMedia:
-        raw = self._media[name]
-        if not isinstance(raw, Video):
-            return raw
-        if name not in self._frames:
-            self._frames[name] = raw.sample(self._max_frames)[0]
-        return self._frames[name][frame]
+def _neighbours(asked: Sequence[_Asked]) -> Callable[[_Asked], tuple[int, int, int, int]]:
+    """Order by length, with conversations about the same media side by side."""
+    first: dict[Hashable, int] = {}
+    longest: dict[int, int] = {}
+    groups = {item.index: first.setdefault(item.keys or item.index, item.index) for item in asked}
+    for item in asked:
+        group = groups[item.index]
+        longest[group] = max(longest.get(group, 0), len(item.rendered.input_ids))
+    return lambda item: (longest[groups[item.index]], groups[item.index], len(item.rendered.input_ids), item.index)
 
 
 @contextmanager

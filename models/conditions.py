@@ -30,6 +30,12 @@ class Conditions:
         situations = None if self.situations is None else [self.situations[row] for row in index.tolist()]
         return replace(self, gates=None if self.gates is None else self.gates.rows(index), situations=situations)
 
+    def within(self, spans: Sequence[slice]) -> Conditions:
+        """Those of a stretch of every row."""
+        if self.situations is None:
+            return self
+        return replace(self, situations=[row[span] for row, span in zip(self.situations, spans, strict=True)])
+
     def following(self, token_ids: Tensor) -> Conditions:
         """For the forward of one more token per row, (B,) ids."""
         if self.situation_of is None:

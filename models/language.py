@@ -132,6 +132,19 @@ class LanguageModel(nn.Module):
         return self._embedding.weight.shape[0]
 
     @property
+    def max_positions(self) -> int | None:
+        """Positions that the architecture knows, where it says so."""
+        return getattr(self.config, "max_position_embeddings", None)
+
+    @property
+    def has_windows(self) -> bool:
+        """Whether some layer forgets what lies far back (sliding windows)."""
+        layer_types = getattr(self.config, "layer_types", None)
+        if layer_types:
+            return any(kind != "full_attention" for kind in layer_types)
+        return getattr(self.config, "sliding_window", None) is not None
+
+    @property
     def _embedding(self) -> nn.Embedding:
         embedding = self.model.get_input_embeddings()
         assert isinstance(embedding, nn.Embedding)

@@ -55,22 +55,28 @@ class CallConstraint:
         self._allow_decimals(illegal)
         return logits.masked_fill(illegal, float("-inf"))
 
-    def advance(self, token_ids: Tensor | Sequence[int]) -> None:
-        """Take the (B,) tokens that were appended; after a reply's end they are ignored.
+    def advance(self, token_ids: Tensor | Sequence[int | None]) -> None:
+        """Take the (B,) tokens that were appended; after a reply's end, and where there is None, they are ignored.
 
         Raises:
             ValueError: If a token is not legal, naming the reply.
         """
-        tokens: list[int] = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
+        tokens: list[int | None] = token_ids.tolist() if isinstance(token_ids, Tensor) else list(token_ids)
         if len(tokens) != len(self._states):
             raise ValueError(f"token_ids: expected {len(self._states)}, one per reply, got {len(tokens)}")
         for row, (state, token_id) in enumerate(zip(self._states, tokens, strict=True)):
-            if state.node == Grammar.ENDED:
+            if state.node == Grammar.ENDED or token_id is None:
                 continue
             step = self._grammar.step(state, token_id)
             if not isinstance(step, State):
                 raise ValueError(f"reply {row}: expected a token that the mask allows: {step.message}")
             self._states[row] = step
+
+    def keep(self, places: Sequence[int]) -> None:
+        """Go on with these of the replies, in this order."""
+        self._available = [self._available[place] for place in places]
+        self._states = [self._states[place] for place in places]
+        self._barred = self._barred[torch.tensor(places, device=self._barred.device)]
 
     def forced_ids(self) -> list[int | None]:
         """Per reply, the query token that must follow, or None where the model chooses."""

@@ -110,6 +110,18 @@ class CallParser:
             return None
         return self._grammar.forced_id(self._state)
 
+    @property
+    def is_outside(self) -> bool:
+        """Whether a call could begin here: not within one, and not after the end of the turn."""
+        return self._draft is None and self._state.node == Grammar.OUTSIDE
+
+    def text_ids(self) -> list[int]:
+        """The text up to here without calls; what a call may still turn out to be is left out until it is closed."""
+        pieces = [piece.token_span for piece in self._pieces if piece.call is None]
+        if self._draft is None:
+            pieces.append((self._text_start, len(self._ids)))
+        return [self._ids[index] for span in pieces for index in range(*span)]
+
     def feed(self, token_id: int) -> Call | None:
         """Take the next token.
 

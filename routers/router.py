@@ -2,53 +2,84 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import ABC
 from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
-from routers.parser import Parsed, parse
+from routers.parser import CallParser, Parsed
 from routers.vocabulary import Vocabulary
 
 
 class Router(nn.Module, ABC):
-    """Turns one generated reply into ordered calls."""
+    """Turns one generated reply into ordered calls: while it is written, and afterwards.
 
-    @abstractmethod
-    def route(
-        self,
-        token_ids: Sequence[int],
-        hidden_states: Tensor | None = None,
-        available: Collection[str] | None = None,
-    ) -> Parsed:
-        """Route a reply.
+    Args:
+        vocabulary: The control tokens; a Generalist binds its own.
+    """
+
+    def __init__(self, vocabulary: Vocabulary | None = None) -> None:
+        super().__init__()
+        self._vocabulary = vocabulary
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The control tokens.
+
+        Raises:
+            ValueError: If it has none yet.
+        """
+        if self._vocabulary is None:
+            raise ValueError(
+                f"{type(self).__name__}: expected a vocabulary, from its constructor or from bind, got none"
+            )
+        return self._vocabulary
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Take the control tokens of the model that it routes for."""
+        self._vocabulary = vocabulary
+
+    @property
+    def steers(self) -> bool:
+        """Whether :meth:`steer` has a say in which call begins where."""
+        return False
+
+    def steer(self, logits: Tensor, states: Tensor, standing: Sequence[Collection[str] | None]) -> Tensor:
+        """Decide, before a token is chosen, whether a call begins with it.
+
+        Args:
+            logits: (B, V) of the next token.
+            states: (B, d) the hidden states that predict it.
+            standing: Per reply the tasks that may begin here; None within a call and after the end of the turn.
+
+        Returns:
+            (B, V) logits; as they are where the language model's own task tokens decide.
+        """
+        return logits
+
+    def parser(self, available: Collection[str] | None = None) -> CallParser:
+        """A parser of one reply, fed as the reply is written.
+
+        Args:
+            available: Tasks that the sample can have (:meth:`routers.tasks.TaskTable.available`); all if None.
+        """
+        return CallParser(self.vocabulary, available)
+
+    def route(self, token_ids: Sequence[int], available: Collection[str] | None = None) -> Parsed:
+        """Route a reply that is written.
 
         Args:
             token_ids: The reply's token ids.
-            hidden_states: (len(token_ids), d), the state at each token, for routers that read it.
-            available: Tasks that the sample can have (:meth:`routers.tasks.TaskTable.available`); all if None.
+            available: As for :meth:`parser`.
 
         Returns:
             Calls of available tasks only; a call of another one is an error of kind "unavailable".
         """
+        parser = self.parser(available)
+        for token_id in token_ids:
+            parser.feed(token_id)
+        return parser.finish()
 
 
 class MarkerRouter(Router):
-    """Routes by the task tokens that the language model wrote; it has no parameters.
-
-    Args:
-        vocabulary: The control tokens.
-    """
-
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        super().__init__()
-        self.vocabulary = vocabulary
-
-    def route(
-        self,
-        token_ids: Sequence[int],
-        hidden_states: Tensor | None = None,
-        available: Collection[str] | None = None,
-    ) -> Parsed:
-        """Parse the reply; the hidden states are not read."""
-        return parse(token_ids, self.vocabulary, available)
+    """Routes by the task tokens that the language model wrote; it has no parameters."""

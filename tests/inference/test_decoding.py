@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from inference.decoding import Decoded, DecodingOptions, decode, left_pad
+from inference.choosing import DecodingOptions
+from inference.decoding import Decoded, Start, decode, left_pad, read_pasts
 
 VOCABULARY = 40
 STOP = 2
@@ -66,7 +67,9 @@ def prompts(count: int, seed: int = 0) -> list[Tensor]:
 
 def run(llama: CachedLlama, ids: list[Tensor], *, max_new_tokens: int = 24, **arguments) -> list[Decoded]:
     options = DecodingOptions(max_new_tokens, **arguments.pop("options", {}))
-    return decode(llama, [llama.embed(row) for row in ids], options, stop_ids=[STOP], **arguments)
+    each = [arguments.pop(name, [None] * len(ids)) for name in ("past", "follower", "stream", "limit")]
+    starts = [Start(llama.embed(row), *own) for row, *own in zip(ids, *each, strict=True)]
+    return decode(llama, starts, options, stop_ids=[STOP], **arguments)
 
 
 def oracle(llama: CachedLlama, ids: Tensor, max_new_tokens: int = 24) -> tuple[list[int], str]:
@@ -113,7 +116,8 @@ def test_ended_rows_leave_the_batch_without_changing_the_others(llama):
     options = {"temperature": 2.0}  # varied tokens, so that the rows end at different times
     free = run(llama, ids, options=options)
     llama.batch_sizes.clear()
-    decoded = decode(llama, [llama.embed(row) for row in ids], DecodingOptions(24, **options), stop_ids=sorted(stops))
+    starts = [Start(llama.embed(row)) for row in ids]
+    decoded = decode(llama, starts, DecodingOptions(24, **options), stop_ids=sorted(stops))
     assert llama.batch_sizes[0] == 8 and llama.batch_sizes[-1] <= 2
     for item, whole in zip(decoded, free, strict=True):
         end = next((place for place, token in enumerate(whole.token_ids) if token in stops), len(whole.token_ids))
@@ -148,7 +152,7 @@ def test_forced_tokens_follow_their_trigger_although_never_sampled(llama):
     ids = prompts(4)
     trigger = run(llama, ids)[2].token_ids[1]
     banned = torch.isin(torch.arange(VOCABULARY), torch.tensor([30, 31]))
-    decoded = run(llama, ids, never_sampled=banned, followers=[Forced(trigger, [30, 31]) for _ in ids])
+    decoded = run(llama, ids, never_sampled=banned, follower=[Forced(trigger, [30, 31]) for _ in ids])
     assert trigger in decoded[2].token_ids
     for item in decoded:
         for place, token in enumerate(item.token_ids[:-2]):
@@ -163,7 +167,7 @@ def test_sampling_does_not_depend_on_the_batch(llama):
     options = {"temperature": 1.3, "top_p": 0.9, "seed": 5}
     together = run(llama, ids, options=options)
     for number, row in enumerate(ids):
-        (alone,) = run(llama, [row], options=options, streams=[number])
+        (alone,) = run(llama, [row], options=options, stream=[number])
         assert alone.token_ids == together[number].token_ids
     assert [item.token_ids for item in run(llama, ids, options={**options, "seed": 6})] != [
         item.token_ids for item in together
@@ -185,9 +189,74 @@ def test_sampling_follows_the_nucleus():
             )
 
     options = DecodingOptions(1, temperature=1.0, top_p=0.7, seed=0)
-    decoded = decode(Constant(), [torch.zeros(1, 1)] * 4000, options, stop_ids=[9])
+    decoded = decode(Constant(), [Start(torch.zeros(1, 1))] * 4000, options, stop_ids=[9])
     counts = torch.bincount(torch.tensor([item.token_ids[0] for item in decoded]), minlength=4) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0.0, 0.0]), rtol=0, atol=0.03)
+
+
+def test_reading_on_from_a_past_equals_reading_all(llama):
+    """Rows with pasts of several lengths, and without one, in one batch."""
+    ids = prompts(8)
+    lengths = [3, 0, 8, 1, 4, 0, 5, 2]
+    begun = [(row[:length], row[length:]) for row, length in zip(ids, lengths, strict=True)]
+    read = iter(read_pasts(llama, [llama.embed(first) for first, _ in begun if len(first)], None))
+    pasts = [next(read) if len(first) else None for first, _ in begun]
+    assert [0 if past is None else past.length for past in pasts] == lengths
+    for on, whole in zip(run(llama, [rest for _, rest in begun], past=pasts), run(llama, ids), strict=True):
+        assert (on.token_ids, on.finish_reason) == (whole.token_ids, whole.finish_reason)
+        torch.testing.assert_close(on.hidden_states, whole.hidden_states, rtol=1e-4, atol=1e-4)
+
+
+class Watching:
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.prompts_read, self.tokens, self.pasts = False, {}, {}
+
+    def prefilled(self) -> None:
+        self.prompts_read = True
+
+    def appended(self, new) -> None:
+        for row, token, state in new:
+            self.tokens.setdefault(row, []).append((token, state))
+
+    def ended(self, row, past) -> None:
+        self.pasts[row] = past()
+
+
+def test_a_watcher_sees_every_token_and_the_past_that_a_reply_leaves(llama):
+    ids = prompts(8)
+    watch = Watching()
+    decoded = run(llama, ids, watcher=watch, options={"temperature": 2.0})
+    assert watch.prompts_read and {item.finish_reason for item in decoded} == {"stop", "length"}
+    for row, item in enumerate(decoded):
+        assert [token for token, _ in watch.tokens.get(row, [])] == item.token_ids
+        said = torch.cat([ids[row], torch.tensor(item.token_ids, dtype=torch.long)])
+        (fresh,) = read_pasts(llama, [llama.embed(said)], None)
+        for kept, expected in zip(watch.pasts[row].keys, fresh.keys, strict=True):
+            torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_reply_is_cut_at_its_own_limit(llama):
+    ids = prompts(4)
+    free = run(llama, ids, options={"temperature": 2.0})
+    cut = run(llama, ids, options={"temperature": 2.0}, limit=[3, None, 1, 50])
+    for item, whole, limit in zip(cut, free, [3, 24, 1, 24], strict=True):
+        assert item.token_ids == whole.token_ids[:limit]
+        assert item.finish_reason == ("length" if len(whole.token_ids) >= limit else "stop")
+
+
+def test_a_router_steers_before_the_choice(llama):
+    ids = prompts(8)
+    seen = []
+
+    def steer(logits, states, rows):
+        seen.append((logits.shape[0], states.shape[0], list(rows)))
+        return logits.index_fill(1, torch.tensor([9]), 50.0) if len(seen) == 3 else logits
+
+    decoded = run(llama, ids, steer=steer, options={"temperature": 1.0})
+    assert all(a == b == len(rows) for a, b, rows in seen) and seen[0][2] == list(range(8))
+    assert all(item.token_ids[2] == 9 for item in decoded if len(item.token_ids) > 2)
 
 
 def test_left_padding():

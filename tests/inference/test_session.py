@@ -69,7 +69,7 @@ def test_an_answer_of_plain_text(generalist):
     session = scripted(generalist, asked, written(generalist, "the 9 is left of the 3"))
     (reply,) = session.generate(asked)
     assert (reply.text, reply.calls, reply.errors, reply.finish_reason) == ("the 9 is left of the 3", (), (), "stop")
-    assert set(reply.timings) == {"render", "encode", "decode", "heads"}
+    assert set(reply.timings) == {"render", "encode", "prefill", "decode", "heads"}
 
 
 def test_calls_reach_their_heads_in_order_and_refer_to_each_other(generalist):
@@ -91,7 +91,8 @@ def test_calls_reach_their_heads_in_order_and_refer_to_each_other(generalist):
     assert one.text.startswith("there it is:") and one.text.endswith("done") and "<" not in one.text
 
     states, lengths, contexts = generalist.heads["pictures"].rounds[0]
-    assert states.shape == (3, 32) and lengths == [3] and contexts[0].call.prompt == "a blue 4"
+    assert states.shape == (6, 32) and lengths == [3, 3], "both drawings close in one step, and are drawn together"
+    assert [context.call.prompt for context in contexts] == ["a blue 4", "a blue 4"]
     assert all(states is None for states, _, _ in generalist.heads["judge"].rounds)
 
 

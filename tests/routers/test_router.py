@@ -12,7 +12,9 @@ def test_marker_router_routes_what_the_sample_can_have(vocabulary):
     assert isinstance(router, Router) and not list(router.parameters())
     ids = vocabulary.tokenizer("ok <seg>red<anchor></seg><speak>hi</speak>", add_special_tokens=False)["input_ids"]
     assert router.route(ids) == parse(ids, vocabulary)
-    routed = router.route(ids, None, vocabulary.table.available(["audio"]))
+    with pytest.raises(ValueError, match="MarkerRouter: expected a vocabulary"):
+        MarkerRouter().route(ids)
+    routed = router.route(ids, vocabulary.table.available(["audio"]))
     assert [call.task for call in routed.calls] == ["speak"]
     assert [error.kind for error in routed.errors] == ["unavailable"]
     assert routed.text_ids == ids[: routed.calls[0].token_span[0]]
