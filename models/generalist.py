@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -176,8 +177,8 @@ class Generalist(nn.Module):
     def forward(self, batch: Batch) -> dict[str, LossTerm]:
         """Token loss and one loss per head over a pack, as sums and counts.
 
-        Every trainable parameter takes part in the graph, if only with a zero, so that ranks with other modalities run
-        the same collectives.
+        With several processes every trainable parameter takes part in the graph, if only with a zero, so that ranks
+        with other modalities run the same collectives.
         """
         encoded = self.encode_media(batch.media)
         embeds = self.embed(batch.input_ids[0])
@@ -202,7 +203,7 @@ class Generalist(nn.Module):
                 if own:
                     term = self._head_loss(name, own, states, batch, encoded)
                     losses[name] = losses[name] + term if name in losses else term
-        if self.training:
+        if self.training and dist.is_available() and dist.is_initialized():
             losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._touch_all()
         return losses
 

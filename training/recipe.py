@@ -288,9 +288,9 @@ class Recipe(L.LightningModule):
     def _release_untouched(self, counts: Mapping[str, float]) -> None:
         """Leave no gradient, not even a zero, to parts that no process's packs have used.
 
-        Every parameter takes part in the graph, if only with a zero, so that all processes run the same collectives. An
-        optimizer would take the zero for news: Muon gives its momentum the full length of a step whatever its size, and
-        AdamW goes on in the direction of the last one.
+        With several processes every parameter takes part in the graph, if only with a zero, so that all run the same
+        collectives. An optimizer would take the zero for news: Muon gives its momentum the full length of a step
+        whatever its size, and AdamW goes on in the direction of the last one.
         """
         generalist = self.generalist
         parts = [part for name, part in generalist.heads.items() if not counts[name]]
