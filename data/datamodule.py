@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
 
+from data.features import FeatureLookup
 from data.index import ensure_index
 from data.mixtures import Mixture, PackSchedule, Source
 from data.quarantine import Quarantine
@@ -55,9 +56,10 @@ class PackedDataModule(LightningDataModule):
         slot_mib: Room for one step in the memory that workers share with the trainer, in MiB; a larger step takes
             memory of its own, and with 0 every step does.
         reading: "indexed" or "streaming", for the training sources; validation is always indexed.
-        static_shapes: Fill every pack to ``max_tokens`` with one segment of padding, so that all have one shape, as
-            compiled graphs want it, and CPU kernels that are made for a shape at its first use.
         shuffle_buffer: Streaming only: samples among which the next one is drawn, per source and worker.
+
+    Attributes:
+        features: Puts into packs what frozen encoders gave before; a recipe sets it before the first loader is made.
     """
 
     def __init__(
@@ -78,7 +80,6 @@ class PackedDataModule(LightningDataModule):
         slot_mib: int = 256,
         reading: Reading = "indexed",
         shuffle_buffer: int = 1000,
-        static_shapes: bool = False,
     ) -> None:
         super().__init__()
         if not sources:
@@ -94,7 +95,7 @@ class PackedDataModule(LightningDataModule):
         self.oversize, self.cache = oversize, cache
         self.max_media_cost, self.slot_mib = max_media_cost, slot_mib
         self.reading, self.shuffle_buffer = reading, shuffle_buffer
-        self.pad_to = max_tokens if static_shapes else None
+        self.features: FeatureLookup | None = None
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._step = 0
@@ -150,7 +151,7 @@ class PackedDataModule(LightningDataModule):
         if self.reading == "streaming":
             steps = StreamingSteps(self._streaming(), rank, world_size)
             quarantine = Quarantine(self._quarantine_path(), 0, self.max_quarantined, _STREAMING_GRACE)
-            return StepLoader(steps, self, quarantine, self.num_workers, self.slot_mib)
+            return StepLoader(steps, self, quarantine, self.num_workers, self.slot_mib, self.features)
         samples = self.train_samples()
         self._schedule = PackSchedule(
             samples.source_of,
@@ -166,7 +167,7 @@ class PackedDataModule(LightningDataModule):
         if self._position is not None:
             self._schedule.seek(self._position)
         dataset = StepDataset(samples, self._schedule, self.packs_per_step, rank, world_size)
-        return StepLoader(dataset, self, self._quarantine(samples), self.num_workers, self.slot_mib)
+        return StepLoader(dataset, self, self._quarantine(samples), self.num_workers, self.slot_mib, self.features)
 
     def val_dataloader(self) -> EvalLoader | list[Any]:
         """Every validation pack once, one per step, split over the processes."""
@@ -174,7 +175,8 @@ class PackedDataModule(LightningDataModule):
             return []
         samples = self.val_samples()
         rank, world_size = self._ranks()
-        return EvalLoader(samples, self._quarantine(samples), self.num_workers, rank, world_size)
+        quarantine = self._quarantine(samples)
+        return EvalLoader(samples, quarantine, self.num_workers, rank, world_size, self.features)
 
     def state_dict(self) -> dict[str, Any]:
         """The next step, where its round of the mixture begins, and what its content depends on."""
@@ -233,11 +235,10 @@ class PackedDataModule(LightningDataModule):
             self.seed,
             self.oversize,
             self.shuffle_buffer,
-            self.pad_to,
         )
 
     def _open(self, sources: Sequence[Source]) -> SampleSet:
-        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache, self.pad_to)
+        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache)
 
     def _quarantine(self, samples: SampleSet) -> Quarantine:
         quarantine = Quarantine(self._quarantine_path(), samples.num_samples, self.max_quarantined)

@@ -25,10 +25,6 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
-PADDING = ""
-"""Key of a segment that only fills a pack."""
-
-
 @dataclass
 class MediaBatch:
     """All items of one modality in a pack, in segment order.
@@ -39,6 +35,8 @@ class MediaBatch:
         token_lengths: Positions that each item takes in the language model, after the projector.
         segments: (M,) the segment that owns each item.
         positions: (ΣN',) positions of the items' placeholders in ``input_ids``, in item order.
+        contents: A hash per item of what the encoder is given, where features of a frozen encoder are kept.
+        features: (N, d) per item what the encoder gave before, or None; where all are there, it is not run.
     """
 
     items: list[dict[str, Tensor]]
@@ -46,12 +44,15 @@ class MediaBatch:
     token_lengths: list[int]
     segments: Tensor
     positions: Tensor
+    contents: list[str] = field(default_factory=list)
+    features: list[Tensor | None] = field(default_factory=list)
 
     def to(self, device: torch.device | str) -> MediaBatch:
         """The same batch on a device."""
         return replace(
             self,
             items=_move(self.items, device),
+            features=_move(self.features, device),
             segments=_move(self.segments, device),
             positions=_move(self.positions, device),
         )
@@ -87,7 +88,7 @@ class Batch:
         segment_lengths: Lengths of the segments, in order; they sum to T.
         media: Modality -> its items.
         calls: Head name -> calls in segment order.
-        keys: Sample key per segment; :data:`PADDING` for one that only fills the pack.
+        keys: Sample key per segment.
         counts: Loss name -> what this pack adds to that loss's denominator ("token" and the heads' names).
         instructions: Per segment the ids of its instruction alone, for a model with a prompt gate; empty otherwise.
     """

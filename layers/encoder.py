@@ -16,7 +16,8 @@ class Processor(Protocol):
     """Turns raw media into encoder inputs in a data worker: picklable, without weights.
 
     One that treats an item differently when others of its kind stand in the same conversation has, besides, a method
-    ``among(count) -> Processor``.
+    ``among(count) -> Processor``. One that treats the same item differently from time to time, for augmentation, says
+    so with ``random = True``.
     """
 
     kind: str

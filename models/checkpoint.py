@@ -45,6 +45,7 @@ def save_checkpoint(
     config: Mapping[str, Any],
     directory: str | Path,
     data_hashes: Mapping[str, str] | None = None,
+    state: Mapping[str, Tensor] | None = None,
 ) -> Path:
     """Write a checkpoint directory; an existing one is replaced only once the new one is complete.
 
@@ -53,6 +54,7 @@ def save_checkpoint(
         config: The configuration it was built from.
         directory: Where to write.
         data_hashes: Data set -> hash, for the manifest.
+        state: The model's state, where the model itself holds only parts of it; tied tensors are the same object.
 
     Returns:
         The directory.
@@ -65,7 +67,7 @@ def save_checkpoint(
     (partial / TASKS).write_text(yaml.safe_dump(generalist.tasks.to_dict(), sort_keys=False))
     stored = {name: value for name, value in config.items() if name not in ("tasks", "tokenizer")}
     (partial / CONFIG).write_text(yaml.safe_dump(stored, sort_keys=False))
-    whole, aliases = _unique_tensors(generalist)
+    whole, aliases = _unique_tensors(generalist.state_dict() if state is None else state)
     bases = declared_bases(generalist)
     tensors = _without_base(whole, build_generalist(config).state_dict(), tuple(bases)) if bases else whole
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial / WEIGHTS)
@@ -184,11 +186,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _unique_tensors(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _unique_tensors(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
     """State without aliases of tied weights, and alias -> the name that is stored."""
     first: dict[tuple[int, torch.Size], str] = {}
     tensors, aliases = {}, {}
-    for name, tensor in module.state_dict().items():
+    for name, tensor in state.items():
         place = (tensor.data_ptr(), tensor.shape)
         if tensor.numel() and place in first:
             aliases[name] = first[place]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -18,6 +17,7 @@ from layers.batch import Batch, HeadCall, MediaBatch
 from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
 from layers.head import Head, LossTerm
+from layers.layout import Layout
 from models.adapters.conditioned_experts import CALL
 from models.adapters.lora_experts import balance_loss
 from models.conditions import Conditions
@@ -26,6 +26,7 @@ from models.media import EncodedMedia, seen_by_heads
 from models.plan import BatchPlan
 from models.projectors import Projector
 from models.token_loss import supervised_rows
+from models.touch import touch
 from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
 from routers.vocabulary import Vocabulary
@@ -56,6 +57,10 @@ class Generalist(nn.Module):
         max_frames: Frames that stand for a video, evenly spaced; the image encoder reads them.
         media_marks: Modality -> texts that stand before and after its items, such as "<SPEECH>" and "</SPEECH>".
 
+    Attributes:
+        in_step: Whether other processes wait for this one's gradients. Then every trainable parameter takes part in
+            the graph, used by the pack or not, so that processes with other modalities run the same collectives.
+
     Raises:
         ValueError: If the parts do not fit together, naming what was expected and what was given.
     """
@@ -85,6 +90,7 @@ class Generalist(nn.Module):
         self.router.bind(self.vocabulary)
         self._check_parts()
         self._query_slots = self._build_query_slots()
+        self.in_step = False
         self.register_buffer("situation_of", self._situation_of(), persistent=False)
 
     @classmethod
@@ -140,15 +146,26 @@ class Generalist(nn.Module):
         for kind, batch in media.items():
             if kind not in self.encoders:
                 raise ValueError(f"no encoder for '{kind}': expected one of {sorted(self.encoders)}")
-            encoder, projector = self._encoder(kind), self._projector(kind)
-            inputs = encoder.collate(batch.items)
-            features = encoder({name: self._to_float_dtype(value) for name, value in inputs.items()}, batch.layout)
+            features, projector = self._features(kind, batch), self._projector(kind)
             projected, projected_layout = projector(features, batch.layout)
             if list(projected_layout.lengths) != list(batch.token_lengths):
                 got, expected = list(projected_layout.lengths), list(batch.token_lengths)
                 raise ValueError(f"{kind} projector: expected {expected} tokens per item, got {got}")
             encoded[kind] = EncodedMedia(features, batch.layout, projected, projected_layout)
         return encoded
+
+    def _features(self, kind: str, batch: MediaBatch) -> Tensor:
+        """(ΣN, d) of a frozen encoder that gave them before, or what the encoder gives."""
+        known = [item for item in batch.features if item is not None]
+        if known and len(known) == len(batch.items):
+            return torch.cat(known)
+        return self.encode(kind, batch.items, batch.layout)
+
+    def encode(self, kind: str, items: Sequence[Mapping[str, Tensor]], layout: Layout) -> Tensor:
+        """(ΣN, d) features of processed items of one modality."""
+        inputs = self._encoder(kind).collate(items)
+        features: Tensor = self.encoders[kind]({n: self._to_float_dtype(v) for n, v in inputs.items()}, layout)
+        return features
 
     def embed(self, input_ids: Tensor) -> Tensor:
         """Embeddings (..., d_llm): token rows, and the heads' learned queries at their ids."""
@@ -175,13 +192,11 @@ class Generalist(nn.Module):
         return inputs_embeds.index_copy(0, positions, projected.to(inputs_embeds.dtype))
 
     def forward(self, batch: Batch) -> dict[str, LossTerm]:
-        """Token loss and one loss per head over a pack, as sums and counts.
-
-        With several processes every trainable parameter takes part in the graph, if only with a zero, so that ranks
-        with other modalities run the same collectives.
-        """
+        """Token loss and one loss per head over a pack, as sums and counts."""
         encoded = self.encode_media(batch.media)
         embeds = self.embed(batch.input_ids[0])
+        if self.in_step and torch.is_grad_enabled():
+            embeds = embeds + touch(self.parameters(), embeds)  # all come by here, before the language model
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
         conditions = self.conditions(batch.input_ids[0].split(batch.segment_lengths), batch.instructions)
@@ -203,8 +218,6 @@ class Generalist(nn.Module):
                 if own:
                     term = self._head_loss(name, own, states, batch, encoded)
                     losses[name] = losses[name] + term if name in losses else term
-        if self.training and dist.is_available() and dist.is_initialized():
-            losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + self._touch_all()
         return losses
 
     def step(
@@ -306,11 +319,6 @@ class Generalist(nn.Module):
         lengths = [len(item.call.state_positions) for item in calls]
         predictions = head(head_states, lengths, self.head_contexts(calls, batch.media, encoded))
         return head.loss(predictions, [item.target for item in calls])
-
-    def _touch_all(self) -> Tensor:
-        """A zero that depends on every trainable parameter, whatever the pack holds."""
-        zeros = [p.reshape(-1)[:1].sum() * 0 for p in self.parameters() if p.requires_grad]
-        return torch.stack(zeros).sum() if zeros else torch.zeros((), device=self.device)
 
     def _to_float_dtype(self, value: Tensor) -> Tensor:
         # Under autocast parameters stay in fp32; a model cast to bf16 as a whole needs its inputs cast too.

@@ -184,7 +184,7 @@ class LanguageModel(nn.Module):
         with torch.no_grad():
             ids = torch.cat(list(instructions))[None]
             positions = torch.cat([torch.arange(length, device=ids.device) for length in lengths])[None]
-            hook = self._last_layer.register_forward_hook(
+            hook = self.blocks[-1].register_forward_hook(
                 lambda module, inputs, output: caught.append(output[0] if isinstance(output, tuple) else output)
             )
             self._updates.use(None)
@@ -195,9 +195,10 @@ class LanguageModel(nn.Module):
         return self.gate(caught[0][0], lengths)
 
     @property
-    def _last_layer(self) -> nn.Module:
+    def blocks(self) -> nn.ModuleList:
+        """The decoder's layers, in order."""
         lists = [module for module in self.model.base_model.modules() if isinstance(module, nn.ModuleList)]
-        return next(module for module in lists if len(module) == self.config.num_hidden_layers)[-1]
+        return next(module for module in lists if len(module) == self.config.num_hidden_layers)
 
     def _use(
         self,

@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, Shard
+
+from training.optimizer import local
 
 Quintic = tuple[float, float, float]
 JORDAN: tuple[Quintic, ...] = ((3.4445, -4.7750, 2.0315),) * 5
@@ -49,6 +51,16 @@ def muon_adamw(groups: Sequence[dict[str, Any]], betas: tuple[float, float], pre
     return MuonAdamW(groups, betas, dtype=torch.bfloat16 if "bf16" in str(precision) else torch.float32)
 
 
+class _AdamW(torch.optim.AdamW):
+    """AdamW that steps on shards as on the tensors that they are: what it does is elementwise."""
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> bool:
+        has_complex = super()._init_group(group, *lists)
+        for tensors in lists:
+            tensors[:] = [local(tensor) for tensor in tensors]
+        return bool(has_complex)
+
+
 class MuonAdamW(torch.optim.Optimizer):
     """AdamW (fused), with Muon (https://kellerjordan.github.io/posts/muon/) for groups that say ``muon: True``.
 
@@ -56,6 +68,9 @@ class MuonAdamW(torch.optim.Optimizer):
     Nesterov momentum of their gradients, times ``√max(1, rows / columns)``. What torch.optim.Muon computes one matrix
     after the other in bfloat16 is done here for all matrices of a shape at once and in a dtype of choice (bfloat16 is
     slow on most CPUs), and both algorithms step as one optimizer.
+
+    Of matrices that are sharded by rows (FSDP2), every process puts together some, orthogonalises these and gives the
+    others their rows: the result is that of one process.
 
     Args:
         groups: Parameter groups with ``lr`` and ``weight_decay``.
@@ -65,7 +80,7 @@ class MuonAdamW(torch.optim.Optimizer):
         dtype: Of their matrix products.
 
     Raises:
-        ValueError: If a Muon group holds a parameter of fewer than two axes, or a sharded one.
+        ValueError: If a Muon group holds a parameter of fewer than two axes, or one that is not sharded by rows.
     """
 
     def __init__(
@@ -78,13 +93,13 @@ class MuonAdamW(torch.optim.Optimizer):
     ) -> None:
         self.momentum, self.quintics, self.dtype = momentum, quintics, dtype
         groups = [{"muon": False, **group} for group in groups]
-        self._adamw = torch.optim.AdamW(groups, betas=betas, fused=True)  # also fills in its defaults
+        self._adamw = _AdamW(groups, betas=betas, fused=True)  # also fills in its defaults
         super().__init__(groups, self._adamw.defaults)
         for parameter in (p for group in self.param_groups if group["muon"] for p in group["params"]):
             if parameter.ndim < 2:
                 raise ValueError(f"Muon: expected matrices, got a parameter of shape {tuple(parameter.shape)}")
-            if isinstance(parameter, DTensor):
-                raise ValueError("Muon: expected whole matrices, got a sharded one; train it with AdamW")
+            if isinstance(parameter, DTensor) and tuple(parameter.placements) != (Shard(0),):
+                raise ValueError(f"Muon: expected matrices sharded by rows, got {parameter.placements}")
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -105,14 +120,31 @@ class MuonAdamW(torch.optim.Optimizer):
         shapes: dict[tuple[int, int], list[nn.Parameter]] = defaultdict(list)
         for parameter in group["params"]:
             if parameter.grad is not None:
-                shapes[len(parameter), parameter[0].numel()].append(parameter)
+                rows = parameter.shape[0]
+                shapes[rows, parameter.numel() // rows].append(parameter)
         for (rows, columns), parameters in shapes.items():
-            updates = torch.stack([self._nesterov(parameter).reshape(rows, columns) for parameter in parameters])
-            updates = orthogonalise(updates, self.quintics, self.dtype)
+            moves = [local(self._nesterov(parameter)) for parameter in parameters]
+            stacked = torch.stack([move.reshape(len(move), columns) for move in moves])
+            first = parameters[0]
+            if isinstance(first, DTensor):
+                updates = self._orthogonalise_shards(stacked, first, rows)
+            else:
+                updates = orthogonalise(stacked, self.quintics, self.dtype)
             rate = group["lr"] * max(1.0, rows / columns) ** 0.5
             for parameter, update in zip(parameters, updates, strict=True):
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.add_(update.reshape(parameter.shape), alpha=-rate)
+                own = local(parameter)
+                own.mul_(1 - group["lr"] * group["weight_decay"])
+                own.add_(update.reshape(own.shape), alpha=-rate)
+
+    def _orthogonalise_shards(self, stacked: Tensor, like: DTensor, rows: int) -> Tensor:
+        """(n, own rows, columns) of n matrices -> the same rows of the orthogonalised matrices."""
+        mesh, size = like.device_mesh, torch.Size((len(stacked), rows, stacked.shape[2]))
+        stride = (rows * size[2], size[2], 1)
+        by_rows = DTensor.from_local(stacked, mesh, [Shard(1)], run_check=False, shape=size, stride=stride)
+        whole = by_rows.redistribute(placements=[Shard(0)]).to_local()
+        updates = orthogonalise(whole, self.quintics, self.dtype).contiguous()
+        by_matrix = DTensor.from_local(updates, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
+        return by_matrix.redistribute(placements=[Shard(1)]).to_local()
 
     def _nesterov(self, parameter: nn.Parameter) -> Tensor:
         state = self.state[parameter]

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 _NO_DECAY = re.compile(r"(^|\.)(bias|queries|.*embed.*|.*norm.*)(\.|$)")
 
@@ -104,7 +106,25 @@ def warmup_cosine(step: int, warmup_steps: int, total_steps: int, floor: float =
     return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def global_grad_norm(parameters: Iterable[nn.Parameter]) -> torch.Tensor:
-    """Euclidean norm of all gradients together."""
+def global_grad_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Euclidean norm of all gradients together, over all processes where they are sharded."""
     gradients = [p.grad for p in parameters if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients)
+    sharded = [gradient for gradient in gradients if isinstance(gradient, DTensor)]
+    if not sharded:
+        return torch.nn.utils.get_total_norm(gradients)
+    own = torch.nn.utils.get_total_norm([local(gradient) for gradient in sharded]).square()
+    dist.all_reduce(own, group=sharded[0].device_mesh.get_group())
+    whole = [gradient for gradient in gradients if not isinstance(gradient, DTensor)]
+    return (own + torch.nn.utils.get_total_norm(whole).square()).sqrt() if whole else own.sqrt()
+
+
+def clip_gradients(parameters: Iterable[Tensor], max_norm: float, norm: Tensor) -> None:
+    """Shorten gradients of length ``norm`` to ``max_norm``, as ``torch.nn.utils.clip_grads_with_norm_`` does."""
+    gradients = [local(p.grad) for p in parameters if p.grad is not None]
+    if gradients:
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, where it is sharded; its storage is the tensor's own."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

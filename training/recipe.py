@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar
 
 import lightning as L
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from layers.batch import Batch, Step
@@ -18,12 +16,25 @@ from models.build import build_generalist, plain_config, validate_config
 from models.checkpoint import save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist, load_tokenizer
 from models.plan import BatchPlan
+from training.acceleration import Acceleration, accelerate
 from training.balance import Balance, BalancedAdamW
+from training.faults import FiniteGuard, memory_explained
+from training.frozen_features import FeatureKeeper, FrozenFeatures, check_frozen
 from training.init_from import InitFrom, check_sources, load_weights
+from training.moving_average import MovingAverage
 from training.muon import muon_adamw
-from training.optimizer import global_grad_norm, parameter_groups, set_trainable, warmup_cosine
-
-_MEDIA = "media/"  # before a modality's name, among the counts of a step
+from training.optimizer import clip_gradients, global_grad_norm, parameter_groups, set_trainable, warmup_cosine
+from training.processes.lockstep import (
+    MEDIA,
+    MOST_PACKS,
+    add_up,
+    empty_pack,
+    many_processes,
+    settle_untouched,
+    step_totals,
+)
+from training.processes.sharding import built_once, is_sharded, whole_state
+from training.processes.strategies import check_strategy, exchange_gradients, is_sharding, spread
 
 
 class Recipe(L.LightningModule):
@@ -64,6 +75,10 @@ class Recipe(L.LightningModule):
         loss_weights: Loss name ("token" or a head) -> weight, over those of the task table.
         seed: Seed of whatever is random within a step; a step's randomness depends on it and the step's number only.
         export: Folder of the checkpoint directory written at the end of a fit, under the trainer's root; None: none.
+        acceleration: Recomputed or compiled layers, products in eight bits.
+        features: Keep what frozen encoders give on disk, and run them once per item.
+        average_decay: Decay of an exponential moving average of the weights, with which the model is validated and
+            exported; None: none.
     """
 
     own_losses: ClassVar[Mapping[str, float]] = {}
@@ -85,6 +100,9 @@ class Recipe(L.LightningModule):
         loss_weights: dict[str, float] | None = None,
         seed: int = 0,
         export: str | None = "checkpoint",
+        acceleration: Acceleration | None = None,
+        features: FrozenFeatures | None = None,
+        average_decay: float | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -104,6 +122,13 @@ class Recipe(L.LightningModule):
         self.loss_weights = loss_weights or {}
         self.seed = seed
         self.export = export
+        self.acceleration = acceleration or Acceleration()
+        self.features = features
+        self.keeper: FeatureKeeper | None = None
+        self.average_decay = average_decay
+        self.average: MovingAverage | None = None
+        self.finite = FiniteGuard()
+        self.grad_norm: Tensor | None = None
 
     def plan(self) -> BatchPlan:
         """The batch plan, from a model without weights."""
@@ -120,6 +145,8 @@ class Recipe(L.LightningModule):
         set_trainable(generalist, self.trainable)
         self.groups(generalist)
         self._resolve_loss_weights(generalist)
+        if self.features is not None:
+            check_frozen(self.features, generalist)
         return generalist
 
     def setup(self, stage: str) -> None:
@@ -141,17 +168,27 @@ class Recipe(L.LightningModule):
             raise ValueError(f"model.init_args.balance.weights: expected sources {titles}, got {unknown}")
 
     def configure_model(self) -> None:
-        """Build, then load; called by the trainer within its strategy."""
+        """Build and load, then spread over the processes where the strategy does; called by the trainer within it."""
         if hasattr(self, "generalist"):
             return
+        trainer = self._trainer
+        if trainer is not None:
+            check_strategy(trainer, bool(self.muon))
         check_sources(self.init_from, load_tokenizer(self.generalist_config["tokenizer"]))
-        generalist = build_generalist(self.generalist_config)
-        for source in self.init_from:
-            load_weights(generalist, source)
+        sharded = trainer is not None and is_sharding(trainer.strategy)
+        with built_once(self.global_rank if sharded else 0):
+            generalist = build_generalist(self.generalist_config)
+            for source in self.init_from if not sharded or self.global_rank == 0 else ():
+                load_weights(generalist, source)
         set_trainable(generalist, self.trainable)
         self.generalist = generalist
         self.weights = self._resolve_loss_weights(generalist)
         self.prepare()
+        accelerate(generalist, self.acceleration)
+        if sharded:
+            spread(self, generalist)
+        if self.average_decay is not None:
+            self.average = MovingAverage(generalist, self.average_decay)
 
     def prepare(self) -> None:
         """Add what a subclass needs beside the model, which is built, loaded and partly frozen by now."""
@@ -181,13 +218,23 @@ class Recipe(L.LightningModule):
 
     def training_step(self, batch: Step, batch_idx: int) -> None:
         """One optimizer step over all packs of ``batch``."""
-        torch.manual_seed(_step_seed(self.seed, self.global_step, self.global_rank))
-        counts = self._global_counts(self.step_counts(batch))
-        sums = self.update(batch, counts)
+        step, own = self.global_step, self.step_counts(batch)
+        torch.manual_seed(_step_seed(self.seed, step, self.global_rank))
+        counts = self._global_counts(own, len(batch.packs))
+        with memory_explained(step, batch.packs):
+            sums = self.update(batch, counts)
+        if self.grad_norm is not None:
+            self.finite.note(step, self.grad_norm, sums, [key for pack in batch.packs for key in pack.keys])
+        if self.average is not None:
+            self.average.update(self.generalist, step)
         scheduler: Any = self.lr_schedulers()
         scheduler.step()
         self._log_losses("train", sums, counts)
-        self.log("train/token", sums[TOKEN_LOSS] / max(1, counts[TOKEN_LOSS]), prog_bar=True, logger=False)
+        self.log("train/token", sums[TOKEN_LOSS] / max(1, own[TOKEN_LOSS]), prog_bar=True, logger=False)
+
+    def check_finite(self) -> None:
+        """Refuse to save what an infinite gradient has spoilt."""
+        self.finite.check()
 
     def update(self, batch: Step, counts: Mapping[str, float]) -> dict[str, Tensor]:
         """Move the parameters by what a step's packs say.
@@ -200,15 +247,24 @@ class Recipe(L.LightningModule):
             Loss name -> detached sum over this process's packs, for the log.
         """
         sums = self.accumulate(batch, counts)
-        self._release_untouched(counts)
+        settle_untouched(self.generalist, counts)
         self.optimize(batch)
         return sums
 
     def accumulate(self, batch: Step, counts: Mapping[str, float]) -> dict[str, Tensor]:
-        """Add up the gradients of a step's packs; arguments and result as of :meth:`update`."""
+        """Add up the gradients of a step's packs; arguments and result as of :meth:`update`.
+
+        What is random in a pack depends on its number within the step, over all processes, and not on how many these
+        are. A process whose packs run out before another's goes on with an empty one where layers are sharded.
+        """
         sums: dict[str, Tensor] = {}
-        for index, pack in enumerate(batch.packs):
-            with nullcontext() if index == len(batch.packs) - 1 else self._no_sync():
+        packs = list(batch.packs)
+        if is_sharded(self.generalist):
+            packs += [self._empty_pack(packs[-1])] * (int(counts[MOST_PACKS]) - len(packs))
+        for index, pack in enumerate(packs):
+            number = index * self.trainer.world_size + self.global_rank
+            torch.manual_seed(_step_seed(self.seed, self.global_step, number))
+            with exchange_gradients(self, last=index == len(packs) - 1):
                 losses = self.pack_losses(pack)
                 self.manual_backward(self.objective(losses, counts) * self.trainer.world_size)
             for name, term in losses.items():
@@ -226,13 +282,23 @@ class Recipe(L.LightningModule):
             assert batch.source is not None and batch.probability is not None  # see setup
             optimizer.optimizer.set_task(batch.probability, self.balance.weights.get(batch.source, 1.0))
         elif self.max_grad_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.max_grad_norm, norm)
+            clip_gradients(parameters, self.max_grad_norm, norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        self.grad_norm = norm
         self.log("train/grad_norm", norm)
+
+    def on_fit_start(self) -> None:
+        """Open the features that are kept; data workers look there first."""
+        if self.features is not None:
+            self.keeper = FeatureKeeper(self.features, self.generalist, str(self.trainer.precision))
+            if (data := getattr(self.trainer, "datamodule", None)) is not None:
+                data.features = self.keeper.lookup
 
     def pack_losses(self, pack: Batch) -> dict[str, LossTerm]:
         """What is learned from a pack, as sums and counts by name."""
+        if self.keeper is not None:
+            self.keeper.complete(pack)
         losses: dict[str, LossTerm] = self.generalist(pack)
         return losses
 
@@ -244,15 +310,16 @@ class Recipe(L.LightningModule):
         """The denominators over this process's packs, and the items of every modality."""
         counts: dict[str, int] = {}
         for pack in batch.packs:
-            media = {f"{_MEDIA}{kind}": len(items.items) for kind, items in pack.media.items()}
+            media = {f"{MEDIA}{kind}": len(items.items) for kind, items in pack.media.items()}
             for name, count in (self.pack_counts(pack) | media).items():
                 counts[name] = counts.get(name, 0) + count
         return counts
 
     def validation_step(self, batch: Step, batch_idx: int) -> None:
         """Sum the losses of held-out packs; they are normalised at the end of the epoch."""
-        torch.manual_seed(_step_seed(self.seed, batch_idx, 0))
-        for pack in batch.packs:
+        number = batch_idx * self.trainer.world_size + self.global_rank
+        torch.manual_seed(_step_seed(self.seed, number, 0))
+        for pack in batch.packs or ([self._empty_pack()] if is_sharded(self.generalist) else []):
             for name, term in self.pack_losses(pack).items():
                 total, count = self._validation.get(name, (0.0, 0))
                 self._validation[name] = (total + float(term.total), count + term.count)
@@ -260,51 +327,50 @@ class Recipe(L.LightningModule):
     def on_validation_epoch_start(self) -> None:
         """Begin new sums."""
         self._validation: dict[str, tuple[float, int]] = {}
+        if self.average is not None:
+            self.average.swap(self.generalist)
 
     def on_validation_epoch_end(self) -> None:
-        """Log held-out losses per task and head."""
-        for name, (total, count) in sorted(self._validation.items()):
+        """Log held-out losses per task and head, over the packs of all processes."""
+        if self.average is not None:
+            self.average.swap(self.generalist)
+        for name, (total, count) in sorted(add_up(self._validation).items()):
             self.log(f"val/{name}", total / max(1, count), sync_dist=True)
 
     def on_fit_end(self) -> None:
         """Export the checkpoint directory."""
-        if self.export is not None and self.trainer.is_global_zero and not self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if self.keeper is not None:
+            self.keeper.flush()
+            print(f"features: {self.keeper.report()}", flush=True)
+        if self.export is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        if self.average is not None:
+            self.average.swap(self.generalist)
+        state = whole_state(self.generalist) if is_sharded(self.generalist) else None
+        if self.trainer.is_global_zero:
             root = Path(self.trainer.default_root_dir)
             hashes = getattr(getattr(self.trainer, "datamodule", None), "data_hashes", {})
-            save_checkpoint(self.generalist, self.generalist_config, root / self.export, hashes)
+            save_checkpoint(self.generalist, self.generalist_config, root / self.export, hashes, state)
 
     def objective(self, losses: Mapping[str, LossTerm], counts: Mapping[str, float]) -> Tensor:
         """A pack's share of the step's objective; a zero count contributes 0."""
         terms = [self.weights[name] * term.total / max(1.0, counts.get(name, 0)) for name, term in losses.items()]
         return torch.stack(terms).sum()
 
-    def _global_counts(self, counts: Mapping[str, int]) -> dict[str, float]:
-        names = sorted({*self.weights, *(f"{_MEDIA}{kind}" for kind in self.generalist.encoders)})
-        values = torch.tensor([counts.get(name, 0) for name in names], dtype=torch.float64, device=self.device)
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(values)
-        return dict(zip(names, values.tolist(), strict=True))
+    def _global_counts(self, counts: Mapping[str, int], num_packs: int) -> dict[str, float]:
+        names = sorted({*self.weights, *(f"{MEDIA}{kind}" for kind in self.generalist.encoders)})
+        return step_totals(counts, num_packs, names, self.device)
 
-    def _release_untouched(self, counts: Mapping[str, float]) -> None:
-        """Leave no gradient, not even a zero, to parts that no process's packs have used.
-
-        With several processes every parameter takes part in the graph, if only with a zero, so that all run the same
-        collectives. An optimizer would take the zero for news: Muon gives its momentum the full length of a step
-        whatever its size, and AdamW goes on in the direction of the last one.
-        """
-        generalist = self.generalist
-        parts = [part for name, part in generalist.heads.items() if not counts[name]]
-        for modules in (generalist.encoders, generalist.projectors):
-            parts += [part for kind, part in modules.items() if not counts[f"{_MEDIA}{kind}"]]
-        for part in parts:
-            for parameter in part.parameters():
-                parameter.grad = None
-
-    def _no_sync(self) -> Any:
-        model: Any = self.trainer.model
-        return model.no_sync() if hasattr(model, "no_sync") else nullcontext()
+    def _empty_pack(self, like: Batch | None = None) -> Batch:
+        return empty_pack(self.generalist.plan(), like).to(self.device)
 
     def _log_losses(self, stage: str, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
+        if many_processes():
+            if self.global_step % self.trainer.log_every_n_steps:  # type: ignore[attr-defined]
+                return
+            sums = {
+                name: torch.tensor(v) for name, (v, _) in add_up({n: (float(v), 1) for n, v in sums.items()}).items()
+            }
         values = {
             f"{stage}/loss_{name}": value / counts[name.split("/")[0]]
             for name, value in sums.items()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils.data import DataLoader, Sampler, get_worker_info
 
+from data.features import FeatureLookup
 from data.packing import plan_packs
 from data.quarantine import Quarantine
 from data.stream.parcels import Parcel, Slots
@@ -36,6 +37,7 @@ class StepLoader:
         quarantine: Takes the bad samples.
         num_workers: Worker processes.
         slot_mib: Shared memory per step on its way.
+        features: Puts into packs what frozen encoders gave before.
     """
 
     def __init__(
@@ -45,8 +47,9 @@ class StepLoader:
         quarantine: Quarantine,
         num_workers: int = 0,
         slot_mib: int = 256,
+        features: FeatureLookup | None = None,
     ) -> None:
-        self.dataset, self.progress, self.quarantine = dataset, progress, quarantine
+        self.dataset, self.progress, self.quarantine, self.features = dataset, progress, quarantine, features
         self.num_workers, self.slot_mib = num_workers, slot_mib
         self._steps = dataset.schedule.num_steps() if isinstance(dataset, StepDataset) else None
 
@@ -61,7 +64,7 @@ class StepLoader:
         if isinstance(self.dataset, StreamingSteps):
             self.dataset.first, order = first, None
         slots = _slots(self.num_workers, self.slot_mib)
-        loader = _loader(self.dataset, order, self.num_workers, slots)
+        loader = _loader(self.dataset, order, self.num_workers, slots, self.features)
         for number, item in enumerate(loader, first):
             step, bad = item.unpack(slots) if isinstance(item, Parcel) else item
             if order is None:
@@ -78,8 +81,9 @@ class EvalLoader:
         samples: The samples.
         quarantine: Takes the bad ones; None raises nothing and keeps no list.
         num_workers: Worker processes.
-        rank: This process takes packs ``rank, rank + world_size, ...``.
+        rank: This process takes packs ``rank, rank + world_size, ...``; the last of its steps may have none.
         world_size: Number of processes.
+        features: Puts into packs what frozen encoders gave before.
     """
 
     def __init__(
@@ -89,16 +93,18 @@ class EvalLoader:
         num_workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        features: FeatureLookup | None = None,
     ) -> None:
         packs = plan_packs(samples.lengths, samples.max_tokens, 0, 0, shuffle=False).packs
+        packs += [[]] * (-len(packs) % world_size)  # every process takes part in every step
         self.dataset = PackDataset(samples, packs[rank::world_size])
-        self.quarantine, self.num_workers = quarantine, num_workers
+        self.quarantine, self.num_workers, self.features = quarantine, num_workers, features
 
     def __len__(self) -> int:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Step]:
-        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers):
+        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers, None, self.features):
             step, bad = item.unpack() if isinstance(item, Parcel) else item
             if self.quarantine is not None:
                 self.quarantine.add(bad)
@@ -122,7 +128,8 @@ def _loader(
     dataset: StepDataset | PackDataset | StreamingSteps,
     order: Sampler[int] | range | None,
     num_workers: int,
-    slots: Slots | None = None,
+    slots: Slots | None,
+    features: FeatureLookup | None,
 ) -> DataLoader[Any]:
     return DataLoader(
         dataset,
@@ -130,7 +137,7 @@ def _loader(
         sampler=order,
         num_workers=num_workers,
         prefetch_factor=_PREFETCHED if num_workers else None,
-        collate_fn=partial(_parcel, slots=slots),
+        collate_fn=partial(_parcel, slots=slots, features=features),
         worker_init_fn=_start_worker,
         generator=torch.Generator().manual_seed(0),  # the loader would draw from the global one
     )
@@ -143,7 +150,9 @@ def _slots(num_workers: int, mib: int) -> Slots | None:
     return Slots(num_workers * _PREFETCHED + 2, mib * 2**20)
 
 
-def _parcel(item: Any, slots: Slots | None) -> Any:
+def _parcel(item: Any, slots: Slots | None, features: FeatureLookup | None) -> Any:
+    if features is not None:
+        features.attach(item[0].packs)
     if get_worker_info() is None:
         return item
     step, bad = item
