@@ -8,7 +8,8 @@ model of the same configuration that was never trained, and ``constant`` (no mod
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,7 +79,7 @@ def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:
     groups.pop((), None)
     for kinds, group in groups.items():
         order = np.random.default_rng(seed).permutation(group).tolist()
-        contents = [_media_bytes(samples[index]) for index in order]
+        contents = [_contents(samples[index]) for index in order]
         for place, index in enumerate(order):
             for step in range(1, len(order)):
                 other = (place + step) % len(order)
@@ -94,15 +95,35 @@ def media_donors(samples: Sequence[Sample], seed: int = 0) -> list[int]:
 
 def swap_media(sample: Sample, donor: Sample) -> Sample:
     """The sample with the donor's media under its own names, kind by kind in order."""
-    media, members = dict(sample.record.media), dict(sample.members)
+    media = dict(sample.record.media)
+    taken: dict[str, tuple[Mapping[str, bytes], str]] = {}
     for kind in MEDIA_TYPES:
         mine = [name for name, item in sample.record.media.items() if item.type == kind]
         theirs = [item for item in donor.record.media.values() if item.type == kind]
         for name, item in zip(mine, theirs, strict=True):
             file = sample.record.media[name].file
-            members[file] = donor.members[item.file]
+            taken[file] = (donor.members, item.file)
             media[name] = replace(item, file=file)
-    return Sample(sample.key, replace(sample.record, media=media), members)
+    return Sample(sample.key, replace(sample.record, media=media), _Swapped(sample.members, taken))
+
+
+class _Swapped(Mapping[str, bytes]):
+    """Members some of which are another sample's; nothing is read before it is asked for."""
+
+    def __init__(self, own: Mapping[str, bytes], taken: Mapping[str, tuple[Mapping[str, bytes], str]]) -> None:
+        self._own, self._taken = own, taken
+
+    def __getitem__(self, name: str) -> bytes:
+        if name not in self._taken:
+            return self._own[name]
+        members, file = self._taken[name]
+        return members[file]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._own)
+
+    def __len__(self) -> int:
+        return len(self._own)
 
 
 def random_generalist(checkpoint: str | Path, seed: int = 0) -> Generalist:
@@ -128,5 +149,10 @@ def _kinds(sample: Sample) -> tuple[str, ...]:
     return tuple(sorted(item.type for item in sample.record.media.values()))
 
 
-def _media_bytes(sample: Sample) -> list[bytes]:
-    return sorted(sample.members[item.file] for item in sample.record.media.values())
+def _contents(sample: Sample) -> list[str]:
+    """What tells its media from others: their identity where that needs no reading, else a hash of the bytes."""
+    identity = getattr(sample.members, "identity", None)
+    files = [item.file for item in sample.record.media.values()]
+    if identity is not None:
+        return sorted(map(identity, files))
+    return sorted(hashlib.sha256(sample.members[file]).hexdigest() for file in files)

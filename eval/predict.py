@@ -1,280 +1,265 @@
-"""Ask a checkpoint the questions of benchmarks, free-running, and log what it says."""
+"""Ask a model the questions of benchmarks, free-running, and log what it says."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
-from data.media import MediaError, decode_media
-from data.shards import Sample
-from eval.benchmarks.benchmark import Benchmark
-from eval.controls import (
-    PREDICTED_CONTROLS,
-    blind,
-    media_donors,
-    random_generalist,
-    swap_media,
-    zeroed,
-    zeroed_for_heads,
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
 )
-from eval.log import Header, PredictionLog
-from eval.prediction import Prediction, predicted
-from inference.conversation import Conversation, Reply
-from inference.session import FeatureTransform, Session
-from models.checkpoint import MANIFEST, file_sha256
-from models.generalist import Generalist
+
+from data.media import MediaError
+from data.shards import Sample
+from eval.askers.asker import Asker, Question, question_of
+from eval.benchmarks.benchmark import Benchmark
+from eval.controls import PREDICTED_CONTROLS, blind, media_donors, swap_media
+from eval.log import Header, PredictionLog, Skipped, open_log, read_log
+from eval.prediction import Prediction
+from inference.conversation import Conversation
 
 VERSIONED = ("torch", "transformers", "timm", "torch_geometric", "diffusers", "numpy")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_BATCHES_PER_WRITE = 4
+PIECE = 64
+"""Samples that are claimed together: consecutive ones, whatever the batch size, so that all workers cut alike."""
 
 
 @dataclass(frozen=True)
-class Options:
-    """How to ask.
+class Asking:
+    """What is asked.
 
     Args:
         control: One of :data:`eval.controls.PREDICTED_CONTROLS`, or None.
-        constrained: Decode under the grammar; never for a reported routing figure.
-        limit: Ask only the first so many samples of each benchmark; the score says how many are missing.
-        batch_size: Conversations decoded together; predictions do not depend on it in fp32.
-        max_new_tokens: Longer replies are cut and count as failures.
-        dtype: Of the parameters, "float32" or "bfloat16".
-        device: Such as "cpu" or "cuda"; the GPU if there is one by default.
+        limit: Only the first so many samples of each benchmark; the score says how many are missing.
+        chunk: So many samples are handed to the asker together, which batches them by length, and then written.
     """
 
     control: str | None = None
-    constrained: bool = False
     limit: int | None = None
-    batch_size: int = 32
-    max_new_tokens: int = 96
-    dtype: str = "float32"
-    device: str | None = None
+    chunk: int = 128
 
     def __post_init__(self) -> None:
         if self.control is not None and self.control not in PREDICTED_CONTROLS:
             raise ValueError(f"control: expected one of {PREDICTED_CONTROLS}, got {self.control!r}")
-        if self.dtype not in DTYPES:
-            raise ValueError(f"dtype: expected one of {sorted(DTYPES)}, got {self.dtype!r}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit: expected at least 1, got {self.limit}")
 
 
-class Asker:
-    """A session with a control built in.
-
-    Args:
-        session: Asks the model.
-        control: Name of the control, or None.
-    """
-
-    def __init__(self, session: Session, control: str | None = None) -> None:
-        self.session = session
-        self.control = control
-
-    @property
-    def _feature_transform(self) -> FeatureTransform | None:
-        return zeroed if self.control == "zeroed" else None
-
-    def conversation(self, sample: Sample) -> tuple[Conversation, dict[str, bytes]]:
-        """What is asked, and the encoded media given.
-
-        Raises:
-            MediaError: If a media member does not decode.
-        """
-        files = {name: sample.members[item.file] for name, item in sample.record.media.items()}
-        media = {name: decode_media(sample.record.media[name], data) for name, data in files.items()}
-        conversation = Conversation.from_record(sample.record, media)
-        if self.control == "blind":
-            conversation = blind(conversation)
-        return conversation, {name: data for name, data in files.items() if name in conversation.media}
-
-    def ask(self, conversations: Sequence[Conversation], call: str | None = None) -> list[Reply | str]:
-        """Replies; what cannot be rendered gives its error message, and costs nobody else's reply.
-
-        Args:
-            conversations: What to ask.
-            call: The call that answers all of them, if there is one. With its features zeroed the model may rightly
-                make none, and the control would say nothing about the features: its replies begin with the call.
-        """
-        if not conversations:
-            return []
-        zero = self.control == "zeroed"
-        try:
-            return [
-                *self.session.generate(
-                    conversations,
-                    self._feature_transform,
-                    head_media_transform=zeroed_for_heads if zero else None,
-                    opening=call if zero else None,
-                )
-            ]
-        except ValueError as error:
-            if len(conversations) == 1:
-                return [str(error)]
-            return [answer for item in conversations for answer in self.ask([item], call)]
-
-
 def predict(
-    checkpoint: str | Path,
+    asker: Asker,
     benchmarks: Mapping[str, Benchmark],
     out: str | Path,
-    options: Options,
+    asking: Asking | None = None,
     console: Console | None = None,
 ) -> int:
-    """Write a prediction log, or continue one.
+    """Write a prediction log, or continue one; any number of processes may do so in one folder.
 
     Args:
-        checkpoint: A checkpoint directory.
+        asker: Who answers.
         benchmarks: What to ask.
-        out: The log.
-        options: How to ask.
+        out: The log: a file ``*.jsonl``, or a folder.
+        asking: Under which control, and how much; everything, under none, by default.
         console: For messages and the progress bar; standard error by default.
 
     Returns:
-        How many samples could not be asked (each is named on the console).
+        How many samples this process could not ask (each is named on the console and in the log).
 
     Raises:
-        ValueError: If the checkpoint, the data or the log do not fit.
+        ValueError: If the benchmarks' files or the log do not fit, or the asker cannot be put under the control.
     """
-    console = console or Console(stderr=True)
-    kept = {}
-    for name, benchmark in benchmarks.items():
-        if options.control in benchmark.without:
-            console.print(f"{name}: no {options.control} control: {benchmark.without[str(options.control)]}")
-        else:
-            kept[name] = benchmark
+    console, asking = console or Console(stderr=True), asking or Asking()
+    kept = _under_control(asker, benchmarks, asking.control, console)
     if not kept:
         return 0
-    samples = {name: list(benchmark.records()) for name, benchmark in kept.items()}
-    header = make_header(checkpoint, kept, {name: len(own) for name, own in samples.items()}, options)
-    with PredictionLog(out, header) as log:
+    keys = {name: [sample.key for sample in benchmark.records()] for name, benchmark in kept.items()}
+    header = make_header(asker, kept, {name: len(own) for name, own in keys.items()}, asking.control)
+    with open_log(out, header) as log:
         if log.dropped:
-            console.print(f"{out}: dropped an unfinished last line of {log.dropped} bytes")
-        todo = {
-            name: [i for i, item in enumerate(own[: options.limit]) if (name, item.key) not in log.done]
-            for name, own in samples.items()
-        }
-        missing = sum(map(len, todo.values()))
+            console.print(f"{out}: dropped unfinished last lines of {log.dropped} bytes")
+        work = {name: _missing_pieces(name, own[: asking.limit], log) for name, own in keys.items()}
+        missing = sum(len(piece) for own in work.values() for piece in own.values())
         if log.done:
             console.print(f"{out}: {len(log.done)} predictions are there, {missing} to go")
         if not missing:
             return 0
-        asker = Asker(open_session(checkpoint, options), options.control)
+        log.claims.forget(log.done_before & {_piece_name(name, piece) for name, own in work.items() for piece in own})
         skipped = 0
         with _progress(console) as progress:
-            for name, indices in todo.items():
-                donors = media_donors(samples[name]) if options.control == "shuffled" else None
-                task = progress.add_task(name, total=len(indices))
-                step = _BATCHES_PER_WRITE * options.batch_size
-                for start in range(0, len(indices), step):
-                    chosen = indices[start : start + step]
-                    chunk = [samples[name][i] for i in chosen]
-                    given = (
-                        [swap_media(chunk[n], samples[name][donors[i]]) for n, i in enumerate(chosen)]
-                        if donors
-                        else chunk
-                    )
-                    rows = ask_chunk(asker, kept[name], chunk, given, console.print)
-                    log.append(rows)
-                    skipped += len(chunk) - len(rows)
-                    progress.advance(task, len(chunk))
+            for name, own in work.items():
+                bar = progress.add_task(name, total=sum(map(len, own.values())))
+                run = _Run(asker, kept[name], asking, log, progress, bar)
+                skipped += run.ask(own)
+        others = sorted(f"process {other.pid} on {other.host}" for other in log.claims.others())
+    if others:
+        console.print(f"{out}: this process is through; {', '.join(others)} may still be at work")
+    elif log.shared:
+        there = len(read_log(out).keys)
+        console.print(
+            f"{out}: {there} of {sum(len(own[: asking.limit]) for own in keys.values())} predictions are there"
+        )
     if skipped:
         console.print(f"{out}: {skipped} samples could not be asked; scores will show them as missing")
     return skipped
 
 
-def ask_chunk(
-    asker: Asker, benchmark: Benchmark, chunk: Sequence[Sample], given: Sequence[Sample], say: Callable[[str], Any]
-) -> list[Prediction]:
-    """Predictions of some samples; one that cannot be asked is named and left out.
+class _Run:
+    """One process's way through one benchmark."""
 
-    Args:
-        asker: Asks.
-        benchmark: The benchmark.
-        chunk: The samples, for their references.
-        given: The same samples with the media that are given.
-        say: Takes messages.
-    """
-    ready = []
-    for sample, changed in zip(chunk, given, strict=True):
-        try:
-            ready.append((sample, *asker.conversation(changed)))
-        except MediaError as error:
-            say(f"{benchmark.name} '{sample.key}': left out: {error}")
-    rows = []
-    replies = asker.ask([conversation for _, conversation, _ in ready], benchmark.call)
-    for (sample, conversation, media), reply in zip(ready, replies, strict=True):
-        if isinstance(reply, str):
-            say(f"{benchmark.name} '{sample.key}': left out: {reply}")
-        else:
-            rows.append(predicted(benchmark.name, sample, conversation, media, reply))
-    return rows
+    def __init__(
+        self, asker: Asker, benchmark: Benchmark, asking: Asking, log: PredictionLog, progress: Progress, bar: TaskID
+    ) -> None:
+        self.asker, self.benchmark, self.asking = asker, benchmark, asking
+        self.log, self.progress, self.bar = log, progress, bar
+        self.settings = dict(asker.settings(benchmark))
 
+    def ask(self, work: Mapping[int, Sequence[int]]) -> int:
+        """Ask the pieces that are free, several together; returns how many samples could not be asked."""
+        skipped = 0
+        claimed: list[int] = []
+        chunk: list[tuple[int, Sample, Sample]] = []
+        for piece, members in self._pieces(work):
+            if not self._claim(piece):
+                self.progress.advance(self.bar, len(members))
+                continue
+            claimed.append(piece)
+            chunk += members
+            if len(chunk) >= self.asking.chunk:
+                skipped += self._ask_chunk(claimed, chunk)
+                claimed, chunk = [], []
+        return skipped + (self._ask_chunk(claimed, chunk) if claimed else 0)
 
-def open_session(checkpoint: str | Path, options: Options) -> Session:
-    """Load a checkpoint, or its randomly initialised twin for that control."""
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    if options.control == "random_weights":
-        generalist = random_generalist(checkpoint).to(device)
-    else:
-        generalist = Generalist.from_pretrained(checkpoint, device)
-    generalist = generalist.to(DTYPES[options.dtype])
-    return Session(
-        generalist,
-        max_new_tokens=options.max_new_tokens,
-        constrained=options.constrained,
-        batch_size=options.batch_size,
-        eager_calls=False,  # nobody watches, and heads are faster in larger batches
-    )
+    def _claim(self, piece: int) -> bool:
+        name = _piece_name(self.benchmark.name, piece)
+        return not self.log.shared or (not self.log.claims.is_done(name) and self.log.claims.take(name))
+
+    def _pieces(self, work: Mapping[int, Sequence[int]]) -> Iterator[tuple[int, list[tuple[int, Sample, Sample]]]]:
+        """(number, (index, sample, sample with the media that are given)) of every piece with something to do."""
+        samples = self.benchmark.records()
+        donors: Sequence[int] | None = None
+        if self.asking.control == "shuffled":
+            samples = list(samples)
+            donors = media_donors(samples)
+        members: list[tuple[int, Sample, Sample]] = []
+        wanted = {index for own in work.values() for index in own}
+        last = max(wanted)
+        for index, sample in enumerate(samples):
+            if index in wanted:
+                given = sample if donors is None else swap_media(sample, samples[donors[index]])  # type: ignore[index]
+                members.append((index, sample, given))
+            if members and ((index + 1) % PIECE == 0 or index == last):
+                yield index // PIECE, members
+                members = []
+            if index == last:
+                return
+
+    def _ask_chunk(self, pieces: Sequence[int], chunk: Sequence[tuple[int, Sample, Sample]]) -> int:
+        skipped = 0
+        for start in range(0, len(chunk), self.asking.chunk):
+            some = chunk[start : start + self.asking.chunk]
+            rows = list(self._answers(some))
+            self.log.append(rows)
+            self.progress.advance(self.bar, len(some))
+            for row in rows:
+                if isinstance(row, Skipped):
+                    skipped += 1
+                    self.progress.console.print(f"{row.benchmark} '{row.key}': left out: {row.reason}")
+        if self.log.shared:
+            for piece in pieces:
+                self.log.claims.finish(_piece_name(self.benchmark.name, piece))
+        return skipped
+
+    def _answers(self, chunk: Sequence[tuple[int, Sample, Sample]]) -> Iterator[Prediction | Skipped]:
+        questions, name = [], self.benchmark.name
+        for index, sample, given in chunk:
+            try:
+                questions.append(self._question(index, sample, given))
+            except MediaError as error:
+                yield Skipped(name, sample.key, str(error))
+        answers = self.asker.ask(self.benchmark, questions) if questions else []
+        for question, answer in zip(questions, answers, strict=True):
+            if isinstance(answer, str):
+                yield Skipped(name, question.sample.key, answer)
+                continue
+            read = self.benchmark.answer(answer)
+            yield replace(
+                answer,
+                index=question.index,
+                generation=self.settings,
+                parsed=read.value,
+                parse_status=read.status,
+            )
+
+    def _question(self, index: int, sample: Sample, given: Sample) -> Question:
+        if not self.asker.reads_media:
+            return Question(sample, index, Conversation(()))
+        question = question_of(sample, index, given)
+        if self.asking.control != "blind":
+            return question
+        return Question(sample, index, blind(question.conversation))
 
 
 def make_header(
-    checkpoint: str | Path, benchmarks: Mapping[str, Benchmark], expected: Mapping[str, int], options: Options
+    asker: Asker, benchmarks: Mapping[str, Benchmark], expected: Mapping[str, int], control: str | None
 ) -> Header:
-    """The log's first line; see :class:`eval.log.Header`.
-
-    Raises:
-        ValueError: If the checkpoint has no manifest.
-    """
-    manifest = Path(checkpoint) / MANIFEST
-    if not manifest.is_file():
-        raise ValueError(f"expected a checkpoint directory with {MANIFEST}, got '{checkpoint}'")
-    session: dict[str, Any] = {
-        "max_new_tokens": options.max_new_tokens,
-        "constrained": options.constrained,
-        "dtype": options.dtype,
-        "decoding": "greedy",
-    }
-    if options.control == "zeroed":
-        session["opened_with"] = {name: item.call for name, item in benchmarks.items() if item.call is not None}
+    """The log's first line; see :class:`eval.log.Header`."""
     identity = {
-        "checkpoint_sha256": file_sha256(manifest),
+        **asker.identity,
         "data_sha256": {name: benchmark.data_sha256 for name, benchmark in benchmarks.items()},
         "n_expected": dict(expected),
-        "split": next((benchmark.split for benchmark in benchmarks.values()), "test"),
-        "control": options.control,
-        "session": session,
+        "protocols": {name: benchmark.protocol for name, benchmark in benchmarks.items()},
+        "generation": {name: dict(asker.settings(benchmark)) for name, benchmark in benchmarks.items()},
+        "split": next(iter(benchmarks.values())).split,
+        "control": control,
         "versions": {name: _version(name) for name in VERSIONED},
     }
     info = {
-        "checkpoint": str(checkpoint),
-        "data": str(next((benchmark.data for benchmark in benchmarks.values()), "")),
+        **asker.info,
+        "data": str(next(iter(benchmarks.values())).data),
+        "inputs": {name: benchmark.described for name, benchmark in benchmarks.items() if benchmark.described},
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "device": options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        "batch_size": options.batch_size,
         "python": platform.python_version(),
     }
     return Header(identity, info)
+
+
+def _under_control(
+    asker: Asker, benchmarks: Mapping[str, Benchmark], control: str | None, console: Console
+) -> dict[str, Benchmark]:
+    if control is not None and control not in asker.controls:
+        allowed = ", ".join(sorted(asker.controls)) or "none"
+        raise ValueError(
+            f"control: '{control}' means nothing for {type(asker).__name__}, which can be put under {allowed}"
+        )
+    kept = {}
+    for name, benchmark in benchmarks.items():
+        if control in benchmark.without:
+            console.print(f"{name}: no {control} control: {benchmark.without[str(control)]}")
+        else:
+            kept[name] = benchmark
+    return kept
+
+
+def _missing_pieces(name: str, keys: Sequence[str], log: PredictionLog) -> dict[int, list[int]]:
+    """Number of a piece -> indices of its samples that have no prediction."""
+    pieces: dict[int, list[int]] = {}
+    for index, key in enumerate(keys):
+        if (name, key) not in log.done:
+            pieces.setdefault(index // PIECE, []).append(index)
+    return pieces
+
+
+def _piece_name(benchmark: str, piece: int) -> str:
+    return f"{benchmark}-{piece:06d}"
 
 
 def _version(package: str) -> str | None:

@@ -40,6 +40,7 @@ class Prediction:
     Args:
         benchmark: Name of the benchmark.
         key: The sample's key.
+        index: Its place in the benchmark, or -1.
         prompt: The turns before the answer as text; media stand as ``[image]``, ``[audio]``, ``[graph]``.
         prompt_sha256: Of the turns as JSON.
         media_sha256: Media name -> sha256 of the bytes that the model was given.
@@ -51,10 +52,14 @@ class Prediction:
         results: One per call, or None where the head refused; see :func:`result_to_json`.
         reference: ``{"text", "calls", "meta"}``; a reference call carries its target, see :func:`reference_of`.
         timings: Seconds per phase.
+        generation: Settings of decoding.
+        parsed: What was read from the reply when it was logged; scoring reads it anew.
+        parse_status: "parsed", or why nothing could be read.
     """
 
     benchmark: str
     key: str
+    index: int = -1
     prompt: str = ""
     prompt_sha256: str = ""
     media_sha256: Mapping[str, str] = field(default_factory=dict)
@@ -66,6 +71,9 @@ class Prediction:
     results: Sequence[Mapping[str, Any] | None] = ()
     reference: Mapping[str, Any] = field(default_factory=dict)
     timings: Mapping[str, float] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    parsed: Any = None
+    parse_status: str = ""
 
     @property
     def failed(self) -> bool:
@@ -136,12 +144,11 @@ def predicted(
         media: The encoded media that were given, by name.
         reply: What came back.
     """
-    turns = json.dumps([asdict(message) for message in conversation.messages], sort_keys=True)
     return Prediction(
         benchmark=benchmark,
         key=sample.key,
-        prompt="\n".join(_turn_text(message) for message in conversation.messages),
-        prompt_sha256=hashlib.sha256(turns.encode()).hexdigest(),
+        prompt=prompt_text(conversation.messages),
+        prompt_sha256=prompt_sha256(conversation.messages),
         media_sha256={name: hashlib.sha256(data).hexdigest() for name, data in media.items()},
         raw=reply.raw_text,
         text=reply.text,
@@ -155,8 +162,15 @@ def predicted(
 
 
 def silent(benchmark: str, sample: Sample) -> Prediction:
-    """A prediction that says nothing, with the sample's reference."""
-    return Prediction(benchmark, sample.key, reference=reference_of(sample))
+    """A prediction that says nothing, with the sample's prompt and reference."""
+    messages = Conversation.from_record(sample.record, dict.fromkeys(sample.record.media)).messages  # type: ignore[arg-type]
+    return Prediction(
+        benchmark,
+        sample.key,
+        prompt=prompt_text(messages),
+        prompt_sha256=prompt_sha256(messages),
+        reference=reference_of(sample),
+    )
 
 
 def reference_of(sample: Sample) -> dict[str, Any]:
@@ -212,6 +226,17 @@ def decode_image(png: str) -> Tensor:
     """The inverse of :func:`encode_image`."""
     image: Tensor = decode_target(Target(type="image", file="image.png"), base64.b64decode(png))
     return image
+
+
+def prompt_text(messages: Sequence[Message]) -> str:
+    """Turns as text; media stand as ``[image]``, ``[audio]``, ``[graph]``."""
+    return "\n".join(_turn_text(message) for message in messages)
+
+
+def prompt_sha256(messages: Sequence[Message]) -> str:
+    """Of turns as JSON."""
+    turns = json.dumps([asdict(message) for message in messages], sort_keys=True)
+    return hashlib.sha256(turns.encode()).hexdigest()
 
 
 def _reference_parts(sample: Sample) -> Iterator[Part]:

@@ -3,81 +3,192 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
-from eval.benchmarks.benchmark import Benchmark
-from eval.benchmarks.lookup import find_benchmarks
+from eval.benchmarks.answers import count_calls
+from eval.benchmarks.benchmark import Benchmark, BenchmarkError
+from eval.benchmarks.lookup import benchmarks_of
 from eval.benchmarks.quickstart import CONTROL_LIMITS, MARGINS, TARGETS
 from eval.controls import CONTROLS, PREDICTED_CONTROLS
-from eval.log import LogContents, LogError, read_log
-from eval.metrics.statistics import mean
+from eval.log import Log, LogError, read_log
+from eval.metrics.routing import RATES, routing_rate
+from eval.metrics.statistics import Score
 from eval.prediction import Prediction
+from eval.tally import Tally
 
 Scores = dict[str, dict[str, Any]]
-BenchmarkFactory = Callable[[str | Path, str, Sequence[str]], dict[str, Benchmark]]
-_RunKey = tuple[str | None, bool]
 PARSES_BY_CONSTRUCTION = "a constant reply parses by construction"
+MEANINGLESS = "a metric of the whole corpus, which means nothing on a part of it"
+_RunKey = tuple[str | None, bool]
+_FACTS = ("data_sha256", "n_expected", "protocols")
+
+
+class Watch:
+    """What every score carries beside its value, counted while the predictions stream by.
+
+    Args:
+        benchmark: Reads the answers.
+
+    Attributes:
+        reasons: Why replies did not parse -> how many.
+    """
+
+    def __init__(self, benchmark: Benchmark) -> None:
+        self.benchmark = benchmark
+        self.reasons: Counter[str] = Counter()
+        self._failures, self._calls = Tally(), Tally(3)
+
+    def over(self, rows: Iterable[Prediction]) -> Iterator[Prediction]:
+        """The rows as they are."""
+        for row in rows:
+            answer = self.benchmark.answer(row)
+            self._failures.add(row, float(not answer.parsed))
+            if not answer.parsed:
+                self.reasons[answer.status] += 1
+            if row.reference.get("calls"):
+                self._calls.add(row, *count_calls(row))
+            yield row
+
+    def to_json(self) -> dict[str, Any]:
+        """``parse_failure`` and, where calls are expected, ``routing``."""
+        failures = self._failures.mean("")
+        found: dict[str, Any] = {
+            "parse_failure": {**_estimate(failures), "reasons": dict(self.reasons.most_common())},
+        }
+        if len(self._calls):
+            found["routing"] = {
+                name: _estimate(self._calls.statistic(partial(routing_rate, name=name), "")) for name in RATES
+            }
+        return found
 
 
 def score_files(
     paths: Sequence[str | Path],
     data: str | Path | None = None,
-    make_benchmarks: BenchmarkFactory = find_benchmarks,
+    catalogs: Sequence[str | Path] = (),
 ) -> Scores:
-    """Score logs of one checkpoint on one split, the model's own and those of its controls.
+    """Score logs of one model, its own and those of its controls.
 
     Args:
-        paths: Prediction logs; their headers say which control each is.
+        paths: Prediction logs, files or folders; their headers say which control each is.
         data: The data directory; the one that the first log names by default.
-        make_benchmarks: From data directory, split and names to benchmarks.
+        catalogs: Of benchmark rows beside the shipped ones.
 
     Returns:
-        Metric -> ``value``, ``n``, ``n_expected``, ``stderr``, ``protocol``, ``parts``, ``controls`` (a number or None
-        each), ``controls_na`` (why a control is None), ``controls_n``, ``constrained`` (the same metric under
-        constrained decoding, where it was run), ``benchmark``, ``split``, ``data_sha256``, ``checkpoint_sha256``.
+        Metric -> ``value`` (None with ``na`` saying why), ``n``, ``n_expected``, ``complete``, ``stderr``,
+        ``protocol_id``, ``protocol`` in words, ``parts``, ``parse_failure``, ``routing`` where calls are expected,
+        ``controls`` (a number or None each), ``controls_na`` (why a control is None), ``controls_n``, ``constrained``
+        (the same metric under constrained decoding, where it was run), ``meaningless`` where a corpus metric was taken
+        on a part, ``benchmark``, ``split``, ``data_sha256``, ``checkpoint_sha256``, ``generation``, ``versions``.
 
     Raises:
-        LogError: If the logs do not belong together, or the data changed since.
+        LogError: If the logs do not belong together, or the data or the protocol changed since.
         ValueError: If there is no log of the model itself.
     """
-    logs = [read_log(path) for path in paths]
-    runs = _merge(logs)
+    runs = group_logs([read_log(path) for path in paths])
     own = runs.get((None, False))
     if not own:
         raise ValueError("expected at least one log of the model itself, free-running and without control, got none")
-    first = next(log for log in logs if log.header.control is None and not log.header.constrained)
-    split = str(first.header.identity["split"])
-    hashes, expected = _facts(logs, "data_sha256"), _facts(logs, "n_expected")
-    benchmarks = make_benchmarks(data or first.header.info["data"], split, sorted(own))
     scores: Scores = {}
-    for name, benchmark in benchmarks.items():
-        if benchmark.data_sha256 != hashes[name]:
-            raise LogError(
-                f"{first.path}: benchmark '{name}' in {benchmark.data} is not the data that was predicted on"
-            )
-        for metric, score in benchmark.score(own[name]).items():
-            controls, reasons, counts = _controls(benchmark, metric, own[name], runs)
-            scores[metric] = {
-                **score.to_json(),
-                "n_expected": expected[name],
-                "controls": controls,
-                "controls_na": reasons,
-                "controls_n": counts,
-                "benchmark": name,
-                "split": split,
-                "data_sha256": hashes[name],
-                "checkpoint_sha256": first.header.identity["checkpoint_sha256"],
-            }
-            constrained = runs.get((None, True), {}).get(name)
-            if constrained:
-                scores[metric]["constrained"] = benchmark.score(constrained)[metric].to_json()
+    for log in dict.fromkeys(own.values()):
+        for benchmark in benchmarks_of(log, data, catalogs).values():
+            scores |= _score_benchmark(benchmark, runs)
     if "parse_failure" in scores:
-        others = {name: mean([float(row.failed) for row in rows]) for name, rows in own.items() if name != "routing"}
-        scores["parse_failure"]["parts"] = {name: other.to_json() for name, other in sorted(others.items())}
+        others = {entry["benchmark"]: entry["parse_failure"] for entry in scores.values()}
+        others.pop(scores["parse_failure"]["benchmark"])
+        scores["parse_failure"]["parts"] = {
+            name: {key: other[key] for key in ("value", "n", "stderr")} for name, other in sorted(others.items())
+        }
+    return scores
+
+
+def check_belongs(log: Log, benchmark: Benchmark) -> str:
+    """Whether a log was predicted on this benchmark, in this protocol.
+
+    Returns:
+        "", or why the benchmark's files could not be compared: they are not here.
+
+    Raises:
+        LogError: If data or protocol are others.
+    """
+    asked = log.header.identity.get("protocols", {}).get(benchmark.name, benchmark.protocol)
+    if asked != benchmark.protocol:
+        raise LogError(
+            f"{log.path}: benchmark '{benchmark.name}' was asked under protocol {asked}, expected "
+            f"{benchmark.protocol}; ask again, or replay the log where its prompts are the same"
+        )
+    try:
+        present = benchmark.data_sha256
+    except BenchmarkError as error:
+        return str(error)
+    if present != log.header.identity["data_sha256"][benchmark.name]:
+        raise LogError(
+            f"{log.path}: benchmark '{benchmark.name}' in {benchmark.data} is not the data that was predicted on"
+        )
+    return ""
+
+
+def _score_benchmark(benchmark: Benchmark, runs: Mapping[_RunKey, Mapping[str, Log]]) -> Scores:
+    name = benchmark.name
+    log = runs[None, False][name]
+    rows = log.rows(name)
+    absent = check_belongs(log, benchmark)
+    identity = log.header.identity
+    watch = Watch(benchmark)
+    own = benchmark.score(watch.over(rows))
+    watched = watch.to_json()
+    controls: dict[str, dict[str, Score]] = {}
+    reasons: dict[str, str] = {}
+    counts: dict[str, int] = {}
+    for control in PREDICTED_CONTROLS:
+        other = runs.get((control, False), {}).get(name)
+        if control in benchmark.without:
+            reasons[control] = benchmark.without[control]
+        elif other is None:
+            reasons[control] = "not run"
+        else:
+            controls[control], counts[control] = benchmark.score(other.rows(name)), len(other.rows(name))
+    if absent:
+        reasons["constant"] = f"the benchmark's files are not here: {absent}"
+    else:
+        controls["constant"], counts["constant"] = benchmark.score(map(benchmark.constant, rows)), len(rows)
+    legal = runs.get((None, True), {}).get(name)
+    constrained = benchmark.score(legal.rows(name)) if legal is not None else {}
+    expected = int(identity["n_expected"][name])
+    scores: Scores = {}
+    for metric, score in own.items():
+        na = {**reasons, **({"constant": PARSES_BY_CONSTRUCTION} if metric == "parse_failure" else {})}
+        na |= {control: found[metric].na for control, found in controls.items() if found[metric].na}
+        scores[metric] = {
+            **score.to_json(),
+            "protocol_id": benchmark.protocol,
+            "n_expected": expected,
+            "complete": len(rows) >= expected,
+            "skipped": len([item for item in log.skipped if item.benchmark == name]),
+            **watched,
+            "controls": {
+                control: controls[control][metric].value if control in controls and control not in na else None
+                for control in CONTROLS
+            },
+            "controls_na": na,
+            "controls_n": {control: count for control, count in counts.items() if control not in na},
+            "benchmark": name,
+            "split": benchmark.split,
+            "data_sha256": identity["data_sha256"][name],
+            "checkpoint_sha256": identity["checkpoint_sha256"],
+            "generation": identity.get("generation", {}).get(name, {}),
+            "versions": identity["versions"],
+        }
+        if score.corpus and len(rows) < expected:
+            scores[metric]["meaningless"] = MEANINGLESS
+        if constrained:
+            scores[metric]["constrained"] = constrained[metric].to_json()
     return scores
 
 
@@ -92,7 +203,10 @@ def verdict(metric: str, entry: Mapping[str, Any]) -> tuple[str, bool | None]:
     """What a metric was meant to reach, in words, and whether it did (None where nothing was set or measured)."""
     words: list[str] = []
     met: list[bool] = []
-    value, controls = float(entry["value"]), entry["controls"]
+    controls = entry["controls"]
+    if entry["value"] is None:
+        return "", None
+    value = float(entry["value"])
     if metric in TARGETS:
         sign, limit = TARGETS[metric]
         words.append(f"{'≥' if sign == '>=' else '≤'} {limit:g}")
@@ -109,80 +223,64 @@ def verdict(metric: str, entry: Mapping[str, Any]) -> tuple[str, bool | None]:
 
 
 def score_table(scores: Scores) -> Table:
-    """The scores against their controls."""
+    """The scores against their controls; what is incomplete or means nothing is marked."""
     table = Table(title="Free-running scores against controls")
     table.add_column("metric", no_wrap=True)
-    for name in ("value ± s.e.", "n", "meant to reach", *CONTROLS, "constrained"):
+    for name in ("value ± s.e.", "n", "unparsed", "meant to reach", *CONTROLS, "constrained"):
         table.add_column(name.replace("random_weights", "random"), justify="right", no_wrap=True)
+    notes = []
     for metric, entry in scores.items():
         words, met = verdict(metric, entry)
         colour = {True: "green", False: "red", None: "default"}[met]
-        n = (
-            str(entry["n"])
-            if entry["n"] == entry["n_expected"]
-            else f"[red]{entry['n']} of {entry['n_expected']}[/red]"
-        )
-        controls = [_number(entry["controls"][name]) for name in CONTROLS]
+        n = str(entry["n"]) if entry["complete"] else f"[red]{entry['n']} of {entry['n_expected']}[/red]"
+        value = f"[{colour}]{_number(entry['value'])}[/{colour}] ± {_number(entry['stderr'])}"
+        if entry["value"] is None:
+            value, note = "n/a", f"{metric}: n/a: {entry['na']}"
+            notes.append(note)
+        elif "meaningless" in entry:
+            value = f"[red]{_number(entry['value'])} ?[/red]"
+            notes.append(f"{metric}: {entry['meaningless']}")
         constrained = entry.get("constrained")
         table.add_row(
             metric,
-            f"[{colour}]{_number(entry['value'])}[/{colour}] ± {_number(entry['stderr'])}",
+            value,
             n,
+            _number(entry["parse_failure"]["value"]),
             words,
-            *controls,
+            *(_number(entry["controls"][name]) for name in CONTROLS),
             _number(constrained["value"]) if constrained else "",
         )
+    table.caption = "\n".join(notes) or None
     return table
 
 
-def _controls(
-    benchmark: Benchmark,
-    metric: str,
-    own: Sequence[Prediction],
-    runs: Mapping[_RunKey, Mapping[str, list[Prediction]]],
-) -> tuple[dict[str, float | None], dict[str, str], dict[str, int]]:
-    values: dict[str, float | None] = dict.fromkeys(CONTROLS)
-    reasons: dict[str, str] = {}
-    counts: dict[str, int] = {}
-    for name in PREDICTED_CONTROLS:
-        rows = runs.get((name, False), {}).get(benchmark.name)
-        if name in benchmark.without:
-            reasons[name] = benchmark.without[name]
-        elif not rows:
-            reasons[name] = "not run"
-        else:
-            values[name], counts[name] = benchmark.score(rows)[metric].value, len(rows)
-    if metric == "parse_failure":
-        reasons["constant"] = PARSES_BY_CONSTRUCTION
-    else:
-        values["constant"] = benchmark.score(map(benchmark.constant, own))[metric].value
-        counts["constant"] = len(own)
-    return values, reasons, counts
+def group_logs(logs: Sequence[Log]) -> dict[_RunKey, dict[str, Log]]:
+    """(control, constrained) -> benchmark -> its log.
 
-
-def _merge(logs: Sequence[LogContents]) -> dict[_RunKey, dict[str, list[Prediction]]]:
-    runs: dict[_RunKey, dict[str, list[Prediction]]] = {}
-    sources: dict[tuple[_RunKey, str], Path] = {}
+    Raises:
+        LogError: If logs are of different models, splits, data or protocols, or hold the same twice.
+    """
+    runs: dict[_RunKey, dict[str, Log]] = {}
+    facts: dict[tuple[str, str], Any] = {}
     for log in logs:
+        identity = log.header.identity
         for name in ("checkpoint_sha256", "split"):
-            if log.header.identity[name] != logs[0].header.identity[name]:
+            if identity[name] != logs[0].header.identity[name]:
                 raise LogError(f"{log.path}: {name} differs from that of {logs[0].path}; they do not belong together")
-        key = (log.header.control, log.header.constrained)
-        for row in log.predictions:
-            source = sources.setdefault((key, row.benchmark), log.path)
-            if source != log.path:
-                raise LogError(f"{log.path}: benchmark '{row.benchmark}' of this kind is in {source} already")
-            runs.setdefault(key, {}).setdefault(row.benchmark, []).append(row)
+        for fact in _FACTS:
+            for benchmark, value in identity.get(fact, {}).items():
+                if facts.setdefault((fact, benchmark), value) != value:
+                    raise LogError(f"{log.path}: {fact} of benchmark '{benchmark}' differs from that of another log")
+        run = runs.setdefault((log.header.control, log.header.constrained), {})
+        for name in log.benchmarks:
+            if name in run:
+                raise LogError(f"{log.path}: benchmark '{name}' of this kind is in {run[name].path} already")
+            run[name] = log
     return runs
 
 
-def _facts(logs: Sequence[LogContents], name: str) -> dict[str, Any]:
-    facts: dict[str, Any] = {}
-    for log in logs:
-        for benchmark, value in log.header.identity[name].items():
-            if facts.setdefault(benchmark, value) != value:
-                raise LogError(f"{log.path}: {name} of benchmark '{benchmark}' differs from that of another log")
-    return facts
+def _estimate(score: Score) -> dict[str, Any]:
+    return {name: value for name, value in score.to_json().items() if name in ("value", "n", "stderr")}
 
 
 def _number(value: float | None) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from eval.benchmarks.benchmark import FAILED_IS_WRONG, answers_with, majority, meta_part, says
 from eval.benchmarks.shards import ShardBenchmark
 from eval.metrics.ranking import roc_auc
-from eval.metrics.routing import count_right_calls, routing_rate
+from eval.metrics.routing import RATES, count_right_calls, routing_rate
 from eval.metrics.statistics import Score
 from eval.metrics.text import exact_match, normalise_answer, word_error_rate, word_errors
 from eval.prediction import HEAD_ERROR, Prediction
@@ -218,7 +218,7 @@ class RoutingBenchmark(ShardBenchmark):
             exact.add(row, float(self.right(row)), parts=[number])
             failures.add(row, float(row.failed))
         scores = {}
-        for name in ("precision", "recall", "f1"):
+        for name in RATES:
             scores[f"routing_{name}"] = counts.statistic(partial(routing_rate, name=name), ROUTING_PROTOCOL)
         scores["routing_f1"].parts.update(exact.mean("").parts)
         scores["parse_failure"] = failures.mean(FAILURE_PROTOCOL, higher_is_better=False)

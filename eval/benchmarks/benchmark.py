@@ -81,6 +81,11 @@ class Benchmark(ABC):
         self.generation = dict(generation or {})
 
     @property
+    def described(self) -> Mapping[str, Any]:
+        """What it takes to make it again, where its name is not enough."""
+        return {}
+
+    @property
     @abstractmethod
     def data_sha256(self) -> str:
         """Of the files that questions and references are read from.

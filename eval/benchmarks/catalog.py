@@ -42,7 +42,7 @@ from eval.benchmarks.benchmark import Benchmark, BenchmarkError
 from eval.benchmarks.metric import Answered, Metric
 from eval.benchmarks.parser import Parser
 from eval.benchmarks.prompt import Prompt
-from eval.benchmarks.reader import Item, MediaFile, Reader
+from eval.benchmarks.reader import Item, MediaFile, MediaMembers, Reader
 from eval.metrics.statistics import Score
 from eval.prediction import Prediction, silent
 
@@ -165,30 +165,6 @@ class CatalogBenchmark(Benchmark):
             meta={**item.meta, "cluster": cluster},
         )
         return Sample(item.key, record, MediaMembers({files[name]: medium for name, medium in item.media.items()}))
-
-
-class MediaMembers(Mapping[str, bytes]):
-    """Members that are read when they are asked for.
-
-    Args:
-        files: Member name -> medium.
-    """
-
-    def __init__(self, files: Mapping[str, MediaFile]) -> None:
-        self._files = files
-
-    def __getitem__(self, name: str) -> bytes:
-        return self._files[name].read()
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def identity(self, name: str) -> str:
-        """Equal for media of equal content; reads no file."""
-        return self._files[name].identity
 
 
 def read_catalog(*folders: str | Path) -> dict[str, dict[str, Any]]:

@@ -9,9 +9,13 @@ from rich.table import Table
 
 from eval.benchmarks.benchmark import Benchmark, BenchmarkError
 from eval.benchmarks.catalog import CATALOG, CatalogBenchmark, catalog_benchmarks, read_catalog
+from eval.benchmarks.inputs import InputFiles
 from eval.benchmarks.quickstart import NAMES, quickstart_benchmarks
+from eval.log import Log
 
 ALL = "all"
+DATA = "benchmark_data"
+"""Where benchmarks are looked for by default."""
 
 
 def find_benchmarks(
@@ -47,6 +51,29 @@ def find_benchmarks(
     found = quickstart_benchmarks(data, split, quick) if quick else {}
     found |= catalog_benchmarks(data, [name for name in wanted if name in rows], catalogs, extra)
     return {name: found[name] for name in wanted}
+
+
+def benchmarks_of(
+    log: Log, data: str | Path | None = None, catalogs: Sequence[str | Path] = (), extra: Iterable[str] = ()
+) -> dict[str, Benchmark]:
+    """The benchmarks that a log has predictions of.
+
+    Args:
+        log: The log.
+        data: Where their files are, if not where the log says.
+        catalogs: YAML files or folders of rows beside the shipped ones.
+        extra: Class paths of the caller's own that rows may name.
+
+    Raises:
+        BenchmarkError: If one is unknown here.
+    """
+    header = log.header
+    inputs = header.info.get("inputs", {})
+    found: dict[str, Benchmark] = {name: InputFiles(name, **inputs[name]) for name in log.benchmarks if name in inputs}
+    others = [name for name in log.benchmarks if name not in inputs]
+    if others:
+        found |= find_benchmarks(data or header.info["data"], str(header.identity["split"]), others, catalogs, extra)
+    return {name: found[name] for name in log.benchmarks}
 
 
 def benchmark_table(data: str | Path, catalogs: Sequence[str | Path] = (), extra: Iterable[str] = ()) -> Table:

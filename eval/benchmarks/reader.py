@@ -52,6 +52,30 @@ class MediaFile:
             raise MediaError(f"'{self.path}': cannot be read: {error.strerror}") from None
 
 
+class MediaMembers(Mapping[str, bytes]):
+    """Members that are read when they are asked for.
+
+    Args:
+        files: Member name -> medium.
+    """
+
+    def __init__(self, files: Mapping[str, MediaFile]) -> None:
+        self._files = files
+
+    def __getitem__(self, name: str) -> bytes:
+        return self._files[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def identity(self, name: str) -> str:
+        """Equal for media of equal content; reads no file."""
+        return self._files[name].identity
+
+
 @dataclass(frozen=True)
 class Shown:
     """The place of a medium within a field, for prompts that interleave media and words.

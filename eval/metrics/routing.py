@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 JsonCall = Mapping[str, Any]
+Rate = Literal["precision", "recall", "f1"]
+RATES: tuple[Rate, ...] = ("precision", "recall", "f1")
 
 
 def count_right_calls(predicted: Sequence[JsonCall], reference: Sequence[JsonCall]) -> int:
@@ -20,7 +22,7 @@ def count_right_calls(predicted: Sequence[JsonCall], reference: Sequence[JsonCal
     return sum(_same(mine, theirs) for mine, theirs in zip(predicted, reference, strict=False))
 
 
-def routing_rate(counts: NDArray[np.float64], name: Literal["precision", "recall", "f1"]) -> float:
+def routing_rate(counts: NDArray[np.float64], name: Rate) -> float:
     """Micro-averaged precision, recall or F1.
 
     Args:

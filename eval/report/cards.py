@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from html import escape
+from operator import itemgetter
 from typing import Any
 
 from torch import Tensor
@@ -31,18 +32,28 @@ _SHOWN = re.compile(r"\[(image|video|audio|graph)\] ?")  # the card shows them
 _TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
 
 
-def choose(benchmark: Benchmark, predictions: Sequence[Prediction], each: int = 3) -> list[tuple[Prediction, bool]]:
+def choose(benchmark: Benchmark, predictions: Iterable[Prediction], each: int = 3) -> list[tuple[Prediction, bool]]:
     """Right and wrong examples, drawn by the hash of their keys and by nothing else.
 
     Args:
         benchmark: Says what is right.
-        predictions: In the order of the log.
+        predictions: May be a stream.
         each: How many of either; where there are fewer of one, more of the other are shown.
     """
-    judged = [(row, benchmark.right(row)) for row in predictions]
-    right, wrong = [item for item in judged if item[1]], [item for item in judged if not item[1]]
+    kept: dict[bool, list[tuple[bytes, Prediction]]] = {True: [], False: []}
+    for row in predictions:
+        own = kept[benchmark.right(row)]
+        own.append((hashlib.sha256(row.key.encode()).digest(), row))
+        if len(own) > 4 * each:
+            own[:] = sorted(own, key=itemgetter(0))[: 2 * each]
+    right, wrong = (sorted(kept[side], key=itemgetter(0))[: 2 * each] for side in (True, False))
     num_wrong = min(len(wrong), max(each, 2 * each - len(right)))
-    return _draw(right, 2 * each - num_wrong) + _draw(wrong, num_wrong)
+    return [(row, True) for _, row in right[: 2 * each - num_wrong]] + [(row, False) for _, row in wrong[:num_wrong]]
+
+
+def samples_of(benchmark: Benchmark, keys: Collection[str]) -> dict[str, Sample]:
+    """Samples by key, read in one pass."""
+    return {sample.key: sample for sample in benchmark.records() if sample.key in keys}
 
 
 def card(prediction: Prediction, right: bool, sample: Sample) -> str:
@@ -58,10 +69,6 @@ def card(prediction: Prediction, right: bool, sample: Sample) -> str:
         f'<details><summary class="small">raw reply</summary><code class="raw">{_raw(prediction.raw)}</code></details>',
     ]
     return f'<article class="card">{"".join(parts)}</article>'
-
-
-def _draw(items: Sequence[tuple[Prediction, bool]], number: int) -> list[tuple[Prediction, bool]]:
-    return sorted(items, key=lambda item: hashlib.sha256(item[0].key.encode()).digest())[:number]
 
 
 def _media(prediction: Prediction, sample: Sample) -> str:

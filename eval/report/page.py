@@ -12,12 +12,12 @@ from typing import Any
 from safetensors import safe_open
 
 from data.inspection.drawing import ARROW
-from eval.benchmarks.quickstart import quickstart_benchmarks
+from eval.benchmarks.lookup import benchmarks_of
 from eval.controls import CONTROLS
-from eval.log import LogContents, LogError, read_log
-from eval.report.cards import card, choose
+from eval.log import RUN, Log, LogError, read_log
+from eval.report.cards import card, choose, samples_of
 from eval.report.curves import files_of, read_stages, stage_sections
-from eval.score import Scores, verdict
+from eval.score import Scores, check_belongs, verdict
 from models.checkpoint import WEIGHTS
 
 CONTROL_WORDS = {
@@ -45,7 +45,8 @@ def write_report(
         ValueError: If there is no log of the model itself, or its data is not there.
     """
     run = Path(run)
-    log = _own_log(run)
+    logs = own_logs(run)
+    log = logs[0]
     scores: Scores = _json(run / "scores.json") or {}
     phases = read_phases(run / "phases.json")
     sizes = parameter_counts(Path(checkpoint or log.header.info.get("checkpoint", "")) / WEIGHTS)
@@ -53,7 +54,7 @@ def write_report(
     sections = [
         ("trained", "What was trained, and how long", _trained(phases, sizes)),
         ("scores", "Scores against controls", _scores(scores)),
-        ("examples", "Held-out examples", _examples(log, data, scores)),
+        ("examples", "Held-out examples", _examples(logs, data, scores)),
         ("curves", "Learning curves", _curves(stage_sections(stages))),
     ]
     shown = [(name, title, body) for name, title, body in sections if body]
@@ -66,7 +67,7 @@ def write_report(
         f"<style>{style}</style></head><body>{ARROW}<header><h1>One small model that sees, hears, reads graphs, "
         'points, cuts out and draws</h1><p class="soft">Everything below was measured free-running on held-out data: '
         "the model had to write its own task tokens, and a reply that does not parse counts as wrong.</p>"
-        f"{_facts(log, scores, phases, sizes)}<nav>{links}</nav></header><main>{body}</main>"
+        f"{_facts(logs, scores, phases, sizes)}<nav>{links}</nav></header><main>{body}</main>"
         f"{_footer(log)}</body></html>\n"
     )
     out = Path(out)
@@ -104,26 +105,33 @@ def clock(seconds: float) -> str:
     )
 
 
-def _own_log(run: Path) -> LogContents:
-    logs = [read_log(path) for path in files_of(run, "*.jsonl") if path.name != "quarantine.jsonl"]
+def own_logs(run: Path) -> list[Log]:
+    """The logs of the model itself below a run: files, and folders that processes shared.
+
+    Raises:
+        LogError: If they are of different models.
+        ValueError: If there are none.
+    """
+    found = [path for path in files_of(run, "*.jsonl") if path.name != "quarantine.jsonl"]
+    found = [path.parent if (path.parent / RUN).is_file() else path for path in found]
+    logs = [read_log(path) for path in dict.fromkeys(found)]
     own = [log for log in logs if log.header.control is None and not log.header.constrained]
     if not own:
         raise ValueError(f"expected a prediction log of the model itself below '{run}', got none")
     first, *others = own
-    predictions = [row for log in own for row in log.predictions]
     for log in others:
         if log.header.identity["checkpoint_sha256"] != first.header.identity["checkpoint_sha256"]:
             raise LogError(f"{log.path} and {first.path} are of different checkpoints; a page is about one")
-    return LogContents(first.path, first.header, predictions)
+    return own
 
 
-def _facts(log: LogContents, scores: Scores, phases: Sequence[tuple[str, float]], sizes: Mapping[str, int]) -> str:
+def _facts(logs: Sequence[Log], scores: Scores, phases: Sequence[tuple[str, float]], sizes: Mapping[str, int]) -> str:
     facts = []
     if phases:
         facts.append((clock(sum(seconds for _, seconds in phases)), "from nothing to this page"))
     if sizes:
         facts.append((f"{sum(sizes.values()) / 1e6:.1f} M", "parameters"))
-    facts.append((f"{len(log.predictions):,}", "held-out questions asked"))
+    facts.append((f"{sum(len(log.keys) for log in logs):,}", "held-out questions asked"))
     verdicts = [verdict(metric, entry)[1] for metric, entry in scores.items()]
     judged = [met for met in verdicts if met is not None]
     if judged:
@@ -207,24 +215,22 @@ def _curves(charts: str) -> str:
     return keys + charts
 
 
-def _examples(log: LogContents, data: str | Path | None, scores: Scores) -> str:
-    by_benchmark: dict[str, list[Any]] = {}
-    for row in log.predictions:
-        by_benchmark.setdefault(row.benchmark, []).append(row)
-    benchmarks = quickstart_benchmarks(data or log.header.info["data"], log.header.identity["split"], by_benchmark)
+def _examples(logs: Sequence[Log], data: str | Path | None, scores: Scores) -> str:
+    of = {name: log for log in logs for name in log.benchmarks}
+    benchmarks = {name: item for log in logs for name, item in benchmarks_of(log, data).items()}
     sections = ['<p class="soft small">Right and wrong ones, up to three of each, drawn at random and not by hand.</p>']
     for name, benchmark in benchmarks.items():
-        if benchmark.data_sha256 != log.header.identity["data_sha256"].get(name, benchmark.data_sha256):
-            raise LogError(f"benchmark '{name}' in {benchmark.data} is not the data that {log.path} was predicted on")
-        samples = {sample.key: sample for sample in benchmark.records()}
-        cards = [card(row, right, samples[row.key]) for row, right in choose(benchmark, by_benchmark[name])]
+        check_belongs(of[name], benchmark)
+        chosen = choose(benchmark, of[name].rows(name))
+        samples = samples_of(benchmark, [row.key for row, _ in chosen])
+        cards = [card(row, right, samples[row.key]) for row, right in chosen]
         values = ", ".join(f"{m} {_figure(scores[m]['value'])}" for m in benchmark.metrics if m in scores)
         title = f'{escape(name.replace("_", " "))} <span class="soft small">{escape(values)}</span>'
         sections.append(f'<h3 id="{name}">{title}</h3><div class="cards">{"".join(cards)}</div>')
     return "".join(sections)
 
 
-def _footer(log: LogContents) -> str:
+def _footer(log: Log) -> str:
     identity, info = log.header.identity, log.header.info
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items() if version)
     return (

@@ -13,10 +13,12 @@ from rich.console import Console
 
 from data.records import Part
 from eval.__main__ import main
+from eval.askers.asker import question_of
+from eval.askers.session import Decoding, SessionAsker
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.controls import blind, media_donors, random_generalist, swap_media, zeroed
 from eval.log import LogError, read_log
-from eval.predict import Asker, Options, predict
+from eval.predict import Asking, predict
 from inference.conversation import Conversation
 from inference.session import Session
 from models.checkpoint import save_checkpoint
@@ -25,7 +27,7 @@ from models.media import EncodedMedia
 from tests.eval.conftest import answer_sample, call_sample, picture, write_shards
 from tests.tiny import tiny_config, tiny_generalist
 
-SHORT = {"batch_size": 2, "max_new_tokens": 8, "device": "cpu"}
+SHORT = {"batch_size": 2, "device": "cpu"}
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,10 @@ def data(tmp_path: Path) -> Path:
 
 def ask(checkpoint: Path, data: Path, out: Path, names: tuple[str, ...] = ("image_qa",), **options: object) -> str:
     text = io.StringIO()
-    benchmarks = quickstart_benchmarks(data, "test", names)
-    predict(checkpoint, benchmarks, out, Options(**{**SHORT, **options}), Console(file=text, width=200))  # type: ignore[arg-type]
+    control, limit = options.pop("control", None), options.pop("limit", None)
+    asker = SessionAsker(checkpoint, Decoding(**{"max_new_tokens": 8, **SHORT, **options}), control)  # type: ignore[arg-type]
+    asking = Asking(control, limit, chunk=8)  # type: ignore[arg-type]
+    predict(asker, quickstart_benchmarks(data, "test", names), out, asking, Console(file=text, width=200))
     return text.getvalue()
 
 
@@ -101,13 +105,13 @@ def test_media_that_do_not_decode_cost_their_own_sample(checkpoint: Path, tmp_pa
     assert log.header.identity["n_expected"] == {"image_qa": 5}
 
 
-def test_a_question_that_cannot_be_rendered_costs_only_itself(checkpoint: Path) -> None:
-    session = Session(Generalist.from_pretrained(checkpoint), max_new_tokens=4)
-    asker = Asker(session)
-    good = Conversation.ask("say hello")
-    missing = replace(Conversation.ask("see", images=[picture(0)]), media={})
-    replies = asker.ask([good, missing, good])
-    assert [isinstance(reply, str) for reply in replies] == [False, True, False]
+def test_a_question_that_cannot_be_rendered_costs_only_itself(checkpoint: Path, data: Path) -> None:
+    asker = SessionAsker(checkpoint, Decoding(**SHORT, max_new_tokens=4))  # type: ignore[arg-type]
+    (benchmark,) = quickstart_benchmarks(data, "test", ["image_qa"]).values()
+    good = question_of(next(iter(benchmark.records())), 0)
+    missing = replace(good, conversation=replace(good.conversation, media={}))
+    replies = asker.ask(benchmark, [good, missing, good, good, missing])
+    assert [isinstance(reply, str) for reply in replies] == [False, True, False, False, True]
 
 
 @pytest.mark.parametrize("control", ["blind", "shuffled", "zeroed", "random_weights"])
@@ -137,8 +141,8 @@ def test_zeroed_replies_begin_with_the_call_that_answers(checkpoint: Path, tmp_p
         ask(checkpoint, tmp_path, tmp_path / f"{control}.jsonl", ("box",), control=control)
         log = read_log(tmp_path / f"{control}.jsonl")
         assert [row.raw.startswith("<ground>") for row in log.predictions] == [bool(share)] * 3
-        opened = log.header.identity["session"].get("opened_with")
-        assert opened == ({"box": "ground"} if share else None)
+        assert log.header.identity["generation"]["box"].get("opened_with") == ("ground" if share else None)
+        assert log.predictions[0].generation == log.header.identity["generation"]["box"]
 
 
 def test_zeroed_media_of_any_content_give_the_same_reply(checkpoint: Path) -> None:

@@ -58,13 +58,19 @@ def test_a_run_has_its_own_folder_in_its_configurations(tmp_path: Path) -> None:
 
 
 def test_the_evaluation_speaks_the_language_of_its_program(tmp_path: Path) -> None:
-    from eval.__main__ import _parser
+    from eval.commands import predict, report, score
     from eval.controls import PREDICTED_CONTROLS
 
     assert quickstart.CONTROLS == PREDICTED_CONTROLS
     phases = make(tmp_path / "run")
     commands = [c for name in ("evaluation", "controls", "score", "report") for c in phases[name].commands]
-    parsed = [_parser().parse_args(command[command.index("eval") + 1 :]) for command in commands]
+    modules = {"predict": predict, "score": score, "report": report}
+    parsed = []
+    for command in commands:
+        name, *rest = command[command.index("eval") + 1 :]
+        parser = argparse.ArgumentParser()
+        modules[name].configure(parser)
+        parsed.append(parser.parse_args(rest))
     assert [item.control for item in parsed[:6]] == [None, None, *PREDICTED_CONTROLS]
     assert [item.constrained for item in parsed[:6]] == [False, True, False, False, False, False]
     assert parsed[6].files == [item.out for item in parsed[:6]]

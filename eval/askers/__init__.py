@@ -1,0 +1,1 @@
+"""Who answers a benchmark's questions: a session, a transformers model, a log of old answers, or a control."""

@@ -1,0 +1,80 @@
+"""``python -m eval predict``: ask a model and log what it says."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from eval.commands.list import add_catalog
+from eval.controls import PREDICTED_CONTROLS
+
+HELP = "ask a model and log what it says; the same command again continues, and several share a folder"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the command's arguments."""
+    model = parser.add_mutually_exclusive_group(required=True)
+    model.add_argument("--checkpoint", type=Path, help="checkpoint directory")
+    model.add_argument(
+        "--model",
+        help="instead of a checkpoint: gold (says the reference), constant or constant:TEXT, replay:LOG (says again "
+        "what a log holds), answers:FILE (JSON lines with question_id and text, as LLaVA writes them)",
+    )
+    asked = parser.add_mutually_exclusive_group(required=True)
+    asked.add_argument("--benchmark", help="names separated by commas, or 'all' that are there; see list")
+    asked.add_argument(
+        "--input",
+        nargs="+",
+        metavar="PATH",
+        help="instead of a benchmark, files without references: shards, folders or files of media, JSON lines with a "
+        "question and image (audio, video, graph) each",
+    )
+    parser.add_argument("--prompt", default="", help="what is asked about every file of --input")
+    parser.add_argument("--name", default="inputs", help="what --input is called in the log (%(default)s)")
+    parser.add_argument(
+        "--data", type=Path, help="quickstart data, or the folder of benchmark folders (benchmark_data)"
+    )
+    add_catalog(parser)
+    parser.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        help="prediction log, continued if it exists: FILE.jsonl of this process alone, or a folder that any number of "
+        "processes and machines share",
+    )
+    parser.add_argument("--split", default="test", choices=("test", "val"), help="select models on 'val' only")
+    parser.add_argument("--control", choices=PREDICTED_CONTROLS, help="take something away and measure again")
+    parser.add_argument("--constrained", action="store_true", help="decode under the grammar; never for routing scores")
+    parser.add_argument("--limit", type=int, help="only the first so many samples of each benchmark")
+    parser.add_argument("--batch-size", type=int, default=32, help="conversations decoded together (%(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, help="longer replies are cut (the benchmark's own limit, or 96)")
+    parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"), help="of the parameters")
+    parser.add_argument("--device", help="such as cpu or cuda; the GPU if there is one by default")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Ask."""
+    from eval.askers.choose import choose_asker
+    from eval.askers.session import Decoding
+    from eval.benchmarks.benchmark import Benchmark
+    from eval.benchmarks.inputs import InputFiles
+    from eval.benchmarks.lookup import DATA, find_benchmarks
+    from eval.predict import Asking, predict
+
+    decoding = Decoding(
+        max_new_tokens=options.max_new_tokens,
+        batch_size=options.batch_size,
+        dtype=options.dtype,
+        device=options.device,
+        constrained=options.constrained,
+    )
+    asker = choose_asker(options.checkpoint, options.model, decoding, options.control)
+    benchmarks: dict[str, Benchmark]
+    if options.input:
+        benchmarks = {options.name: InputFiles(options.name, options.input, options.prompt)}
+    else:
+        names = options.benchmark.split(",")
+        benchmarks = find_benchmarks(options.data or DATA, options.split, names, options.catalog)
+    asking = Asking(options.control, options.limit, 4 * options.batch_size)
+    predict(asker, benchmarks, options.out, asking)
+    return 0
