@@ -5,14 +5,14 @@ would waste. The implementation is registered with transformers under the name `
 model that calls its attention through ``ALL_ATTENTION_FUNCTIONS`` can use it.
 
 * CUDA with half precision: variable-length flash attention (``torch.nn.attention.varlen``), windows included.
-* Elsewhere: scaled dot-product attention per segment.
-* Soft-capping and attention sinks, which neither kernel offers: explicit attention per segment.
+* CUDA otherwise, and soft-capping and attention sinks there: Flex attention, over blocks of the pack's own mask.
+* Elsewhere: scaled dot-product attention per segment; soft-capping and sinks explicitly, per segment.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -38,12 +38,29 @@ class Packing:
     segment_lengths: list[int]
     device: torch.device
     num_attention_calls: int = field(default=0, init=False)
+    _block_masks: dict[int | None, Any] = field(default_factory=dict, init=False)
 
     @cached_property
     def cumulative_lengths(self) -> Tensor:
         """(B + 1,) int32 segment boundaries."""
         bounds = torch.tensor([0, *self.segment_lengths]).cumsum(0).to(torch.int32)
         return bounds.to(self.device, non_blocking=True)
+
+    def block_mask(self, window: int | None) -> Any:
+        """Flex attention's mask: within the segment, not ahead, within the window; made once for all layers."""
+        if window not in self._block_masks:
+            from torch.nn.attention.flex_attention import create_block_mask
+
+            lengths = torch.tensor(self.segment_lengths)
+            segments = torch.arange(len(lengths)).repeat_interleave(lengths).to(self.device)
+
+            def visible(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+                seen = (segments[query] == segments[key]) & (key <= query)
+                return seen if window is None else seen & (query - key < window)
+
+            total = sum(self.segment_lengths)
+            self._block_masks[window] = create_block_mask(visible, None, None, total, total, device=str(self.device))
+        return self._block_masks[window]
 
 
 def check_attention_layers(config: PretrainedConfig) -> None:
@@ -105,8 +122,10 @@ def switchyard_attention(
         return attended.transpose(1, 2), None
     packing.num_attention_calls += 1
     half = query.dtype in (torch.float16, torch.bfloat16)
-    if query.is_cuda and half and softcap is None and s_aux is None and dropout == 0.0:
-        return _varlen_attention(query, key, value, packing, scaling, sliding_window), None
+    if query.is_cuda and dropout == 0.0:
+        if half and softcap is None and s_aux is None:
+            return _varlen_attention(query, key, value, packing, scaling, sliding_window), None
+        return flex_packed(query, key, value, packing, scaling, sliding_window, softcap, s_aux), None
     outputs = []
     lengths = packing.segment_lengths
     # split, not slices: its backward is one concatenation instead of a full-width gradient per segment
@@ -147,6 +166,51 @@ def _varlen_attention(
     )
     assert isinstance(attended, Tensor)
     return attended[None]
+
+
+def flex_packed(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    packing: Packing,
+    scaling: float,
+    sliding_window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention over a pack by Flex attention; arguments and result as of :func:`switchyard_attention`.
+
+    A sink takes its share of every row after the fact: the weights that were normalised without it shrink by
+    ``exp(l) / (exp(l) + exp(sink))``, with l the logarithm of the row's denominator.
+    """
+    from torch.nn.attention.flex_attention import AuxRequest
+
+    def capped(score: Tensor, batch: Tensor, head: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        assert softcap is not None
+        return torch.tanh(score / softcap) * softcap
+
+    attended, aux = _flex(query.is_cuda)(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else capped,
+        block_mask=packing.block_mask(sliding_window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=AuxRequest(lse=True),
+    )
+    if sinks is not None:
+        share = torch.sigmoid(aux.lse - sinks.float().reshape(1, -1, 1))
+        attended = attended * share.to(attended.dtype).unsqueeze(-1)
+    return attended.transpose(1, 2)
+
+
+@cache
+def _flex(compiled: bool) -> Any:
+    """Flex attention; a kernel of its own where it is compiled, explicit scores where it is not."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention) if compiled else flex_attention
 
 
 def _window_mask(num_queries: int, num_keys: int, window: int | None, device: torch.device) -> Tensor:

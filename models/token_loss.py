@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 IGNORE_INDEX = -100
+# Of a chunk of our own loss: 16 MiB of float32, unless that would be too few rows for a matrix product.
+_CHUNK_LOGITS, _CHUNK_ROWS = 2**22, 256
 
 
 def supervised_rows(labels: Tensor, segment_lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -31,38 +36,104 @@ def supervised_rows(labels: Tensor, segment_lengths: list[int]) -> tuple[Tensor,
     return positions - 1, labels[positions]
 
 
+_PLAIN: ContextVar[bool] = ContextVar("plain token loss", default=False)
+
+
+@contextmanager
+def plain_token_loss() -> Iterator[None]:
+    """The plain loss inside, with all its logits: for gradients of gradients, which neither other way has."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
+
+
 def linear_cross_entropy(
     states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
 ) -> Tensor:
-    """Summed cross-entropy of ``states @ weight.T + bias`` without keeping all logits.
+    """Summed cross-entropy of ``states @ weight.T + bias`` without the logits of all states at once.
 
-    Uses torch's chunked kernel where this torch has it, a recomputed chunked loss elsewhere.
+    In full precision torch's chunked kernel does it, where this torch has it. In half precision, under autocast and
+    with soft-capping our own does: torch's adds up the loss in the operands' type, which was off by 2 % in bfloat16,
+    and on a CPU it multiplies in float32.
 
     Args:
         states: (n, d).
         weight: (vocabulary, d).
         targets: (n,) int64.
         bias: (vocabulary,) or None.
-        softcap: Logits become ``softcap · tanh(logit / softcap)``, which torch's kernel does not offer.
+        softcap: Logits become ``softcap · tanh(logit / softcap)``.
 
     Returns:
-        Scalar sum; 0 with a gradient path for n = 0.
+        Scalar sum in float32 at least; 0 with a gradient path for n = 0.
     """
+    device = states.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    if len(states) == 0 or not states.requires_grad or _PLAIN.get():
+        return chunked_cross_entropy(states, targets, lambda rows: _capped(F.linear(rows, weight, bias), softcap))
     options = getattr(nn, "LinearCrossEntropyOptions", None)
-    # torch's kernel computes its gradient in the forward and wants one dtype throughout
-    plain = softcap is None and states.dtype == weight.dtype and not torch.is_autocast_enabled(states.device.type)
-    if len(states) and options is not None and states.requires_grad and plain:
+    if options is not None and softcap is None and dtype == weight.dtype and dtype.itemsize >= 4:
         return F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options())
+    with torch.autocast(device, enabled=False):
+        loss: Tensor = _ChunkedLinearCrossEntropy.apply(states, weight, bias, targets, softcap, dtype)
+    return loss
 
-    def logits(rows: Tensor) -> Tensor:
-        values = F.linear(rows, weight, bias)
-        return values if softcap is None else torch.tanh(values / softcap) * softcap
 
-    return chunked_cross_entropy(states, targets, logits)
+class _ChunkedLinearCrossEntropy(torch.autograd.Function):
+    """The gradient is computed with the loss, a chunk of logits at a time; sums are kept in float32 at least."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        softcap: float | None,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        wide = torch.promote_types(dtype, torch.float32)
+        factor, total = weight.to(dtype), states.new_zeros((), dtype=wide)
+        of_states = torch.empty_like(states)
+        of_weight = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
+        of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and bias.requires_grad else None
+        chunk = max(_CHUNK_ROWS, _CHUNK_LOGITS // len(weight))
+        for start in range(0, len(states), chunk):
+            rows, wanted = states[start : start + chunk].to(dtype), targets[start : start + chunk, None]
+            values = F.linear(rows, factor, None if bias is None else bias.to(dtype)).to(wide)
+            slope = None
+            if softcap is not None:
+                values = values.div_(softcap).tanh_()
+                slope, values = 1 - values.square(), values.mul_(softcap)
+            log_sums = values.logsumexp(-1, keepdim=True)
+            total += (log_sums - values.gather(1, wanted)).sum()
+            values = values.sub_(log_sums).exp_().scatter_add_(1, wanted, -torch.ones_like(log_sums))
+            values = values if slope is None else values.mul_(slope)
+            if of_bias is not None:
+                of_bias += values.sum(0)
+            values = values.to(dtype)
+            of_states[start : start + chunk] = values @ factor
+            if of_weight is not None:
+                of_weight += values.T @ rows
+        ctx.gradients = (of_states, *(g if g is None else g.to(weight.dtype) for g in (of_weight, of_bias)))
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        if ctx.gradients is None or torch.is_grad_enabled():
+            raise RuntimeError("the token loss goes backward once, without create_graph: use plain_token_loss()")
+        gradients = tuple(None if g is None else g.mul_(outer) for g in ctx.gradients)
+        ctx.gradients = None
+        return (*gradients, None, None, None)
+
+
+def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+    return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 
 def chunked_cross_entropy(
-    states: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], chunk: int = 1024
+    states: Tensor, targets: Tensor, logits: Callable[[Tensor], Tensor], chunk: int = 256
 ) -> Tensor:
     """Summed cross-entropy of a few states at a time; the logits are computed again in the backward pass.
 
@@ -84,11 +155,11 @@ def chunked_cross_entropy(
             values = values.float()
         return F.cross_entropy(values, wanted, reduction="sum")
 
+    if _PLAIN.get() or len(states) <= chunk:
+        return loss(states, targets)
     total: Tensor | float = 0.0
     for rows, wanted in zip(states.split(chunk), targets.split(chunk), strict=True):
-        if torch.is_grad_enabled() and len(states) > chunk:
-            total = total + checkpoint(loss, rows, wanted, use_reentrant=False)
-        else:
-            total = total + loss(rows, wanted)
+        recomputed = torch.is_grad_enabled()
+        total = total + (checkpoint(loss, rows, wanted, use_reentrant=False) if recomputed else loss(rows, wanted))
     assert isinstance(total, Tensor)
     return total

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from transformers import AutoModelForCausalLM
 
+from models.attention import Packing, flex_packed, switchyard_attention
 from models.language import LanguageModel
 from models.token_loss import linear_cross_entropy, supervised_rows
 
@@ -112,6 +113,24 @@ def test_packed_equals_eager_on_unpacked_samples(name: str) -> None:
     theirs = torch.cat([p.grad.flatten() for p in twin.parameters() if p.grad is not None])
     assert ours.shape == theirs.shape
     assert relative(ours, theirs) <= 1e-5
+
+
+@pytest.mark.parametrize("sinks", [False, True])
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_flex_equals_attention_per_segment(window: int | None, softcap: float | None, sinks: bool) -> None:
+    """What CUDA runs compiled, here without; Flex has no backward on a CPU, so that this is the forward alone."""
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(1, 4, sum(LENGTHS), 8, generator=generator) * 3
+    key, value = (torch.randn(1, 2, sum(LENGTHS), 8, generator=generator) * 3 for _ in range(2))
+    s_aux = torch.randn(4, generator=generator) if sinks else None
+    packing = Packing(LENGTHS, query.device)
+    expected, _ = switchyard_attention(
+        torch.nn.Module(), query, key, value, None, 0.5, 0.0, window, softcap, s_aux, packing
+    )
+    found = flex_packed(query, key, value, packing, 0.5, window, softcap, s_aux)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_a_leak_between_samples_would_be_seen() -> None:
