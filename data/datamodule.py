@@ -56,6 +56,8 @@ class PackedDataModule(LightningDataModule):
         slot_mib: Room for one step in the memory that workers share with the trainer, in MiB; a larger step takes
             memory of its own, and with 0 every step does.
         reading: "indexed" or "streaming", for the training sources; validation is always indexed.
+        static_shapes: Fill every pack to ``max_tokens`` with one segment of padding, so that all have one shape, as
+            compiled graphs want it, and CPU kernels that are made for a shape at its first use.
         shuffle_buffer: Streaming only: samples among which the next one is drawn, per source and worker.
 
     Attributes:
@@ -80,6 +82,7 @@ class PackedDataModule(LightningDataModule):
         slot_mib: int = 256,
         reading: Reading = "indexed",
         shuffle_buffer: int = 1000,
+        static_shapes: bool = False,
     ) -> None:
         super().__init__()
         if not sources:
@@ -96,6 +99,7 @@ class PackedDataModule(LightningDataModule):
         self.max_media_cost, self.slot_mib = max_media_cost, slot_mib
         self.reading, self.shuffle_buffer = reading, shuffle_buffer
         self.features: FeatureLookup | None = None
+        self.pad_to = max_tokens if static_shapes else None
         self._train: SampleSet | None = None
         self._val: SampleSet | None = None
         self._step = 0
@@ -235,10 +239,11 @@ class PackedDataModule(LightningDataModule):
             self.seed,
             self.oversize,
             self.shuffle_buffer,
+            self.pad_to,
         )
 
     def _open(self, sources: Sequence[Source]) -> SampleSet:
-        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache)
+        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache, self.pad_to)
 
     def _quarantine(self, samples: SampleSet) -> Quarantine:
         quarantine = Quarantine(self._quarantine_path(), samples.num_samples, self.max_quarantined)

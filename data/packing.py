@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.render import IGNORED, Rendered
-from layers.batch import Batch, HeadCall, MediaBatch
+from layers.batch import PADDING, Batch, HeadCall, MediaBatch
 from layers.layout import Layout
 from models.plan import BatchPlan
 
@@ -39,7 +39,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
     Args:
         samples: At least one, none of them empty.
         plan: The model's plan.
-        pad_to: Length T to fill with one trailing segment of padding (key "", no labels), for static shapes.
+        pad_to: Length T to fill with one trailing segment of padding (no labels), for static shapes.
 
     Returns:
         The pack. ``counts["token"]`` is the number of labels that the loss uses: a label at the first position of
@@ -72,7 +72,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         input_ids += [pad_id] * padding
         labels += [IGNORED] * padding
         positions += range(padding)
-        segments, keys = [*segments, padding], [*keys, ""]
+        segments, keys = [*segments, padding], [*keys, PADDING]
         instructions += instructions[:1]  # as many as segments; nothing is learned from padding
     return Batch(
         input_ids=torch.tensor([input_ids]),

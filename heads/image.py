@@ -139,7 +139,7 @@ class FlowImageHead(Head):
             attention_head_dim=8,
             resnet_time_scale_shift="scale_shift",
             class_embed_type="identity",
-        )
+        ).to(memory_format=torch.channels_last)  # as CPU and GPU kernels want it; others reorder at every layer
         self.target_processor = ImageTargetProcessor(self.canvas_size)
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> FlowConditions:

@@ -25,6 +25,10 @@ def _move(value: Any, device: torch.device | str) -> Any:
     return value
 
 
+PADDING = ""
+"""Key of a segment that only fills a pack."""
+
+
 @dataclass
 class MediaBatch:
     """All items of one modality in a pack, in segment order.
@@ -88,7 +92,7 @@ class Batch:
         segment_lengths: Lengths of the segments, in order; they sum to T.
         media: Modality -> its items.
         calls: Head name -> calls in segment order.
-        keys: Sample key per segment.
+        keys: Sample key per segment; :data:`PADDING` for one that only fills the pack.
         counts: Loss name -> what this pack adds to that loss's denominator ("token" and the heads' names).
         instructions: Per segment the ids of its instruction alone, for a model with a prompt gate; empty otherwise.
     """

@@ -38,6 +38,7 @@ class SampleSet:
         max_tokens: Tokens that a pack may hold.
         oversize: A sample longer than that is an error, or split between its turns, or quarantined.
         cache: Keep rendered samples in memory (each worker its own).
+        pad_to: Length of every pack, filled with one trailing segment of padding; None leaves packs as they are.
 
     Attributes:
         source_of: (N,) source of each usable sample.
@@ -58,8 +59,9 @@ class SampleSet:
         max_tokens: int,
         oversize: Oversize = "error",
         cache: bool = False,
+        pad_to: int | None = None,
     ) -> None:
-        self.plan, self.max_tokens, self.oversize = plan, max_tokens, oversize
+        self.plan, self.max_tokens, self.oversize, self.pad_to = plan, max_tokens, oversize, pad_to
         self.bad: list[BadSample] = []
         self.data_hashes: dict[str, str] = {}
         self._reader = ShardReader()

@@ -79,7 +79,7 @@ class PackDataset(Dataset[tuple[Step, list[BadSample]]]):
 
 def build_packs(samples: SampleSet, numbers: Sequence[int], bad: list[BadSample]) -> list[Batch]:
     """The pack of these samples; bad ones are appended to ``bad``, and no pack is made of nothing."""
-    return pack_good(numbers, samples.rendered, samples.describe, samples.plan, bad)
+    return pack_good(numbers, samples.rendered, samples.describe, samples.plan, bad, samples.pad_to)
 
 
 def pack_good(
@@ -88,6 +88,7 @@ def pack_good(
     describe: Callable[[_Item, str], BadSample],
     plan: BatchPlan,
     bad: list[BadSample],
+    pad_to: int | None = None,
 ) -> list[Batch]:
     """One pack of the items that render, or none; the others are described in ``bad``."""
     rendered = []
@@ -96,4 +97,4 @@ def pack_good(
             rendered.append(render(item))
         except ValueError as error:
             bad.append(describe(item, str(error)))
-    return [pack(rendered, plan)] if rendered else []
+    return [pack(rendered, plan, pad_to)] if rendered else []

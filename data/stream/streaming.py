@@ -45,6 +45,7 @@ class Streaming:
         seed: Seed of the order.
         oversize: What becomes of a sample longer than ``max_tokens``.
         shuffle_buffer: Samples among which the next one is drawn, per source and worker; they are kept undecoded.
+        pad_to: Length of every pack, filled with padding; None leaves packs as they are.
 
     Raises:
         ValueError: For a mixture that needs the sizes of its sources.
@@ -59,6 +60,7 @@ class Streaming:
     seed: int
     oversize: Oversize
     shuffle_buffer: int
+    pad_to: int | None = None
 
     def __post_init__(self) -> None:
         mixture = self.mixture
@@ -150,7 +152,9 @@ class StreamingSteps(IterableDataset[tuple[Step, list[BadSample]]]):
         def describe(item: _Held, reason: str) -> BadSample:
             return BadSample(item.shard, item.sample.key, reason)
 
-        packs = [made for held in group.packs for made in pack_good(held, render, describe, plan, bad)]
+        packs = [
+            made for held in group.packs for made in pack_good(held, render, describe, plan, bad, self.stream.pad_to)
+        ]
         if not packs:
             raise ValueError(f"step {step}: expected a usable sample, got none; the last one: {bad[-1].reason}")
         return Step(packs, merge_counts(packs), len(bad), group.source, group.probability), bad

@@ -66,7 +66,7 @@ class TimmEncoder(ImageEncoder):
             arguments |= {"pretrained": True, "pretrained_cfg_overlay": {"file": checkpoint}}
         self.backbone = timm.create_model(
             model_name, features_only=True, out_indices=tuple(out_indices), **_tuples(arguments)
-        )
+        ).to(memory_format=torch.channels_last)
         self.bases = {} if checkpoint is None else {"backbone.": checkpoint}
         self.channels_last = getattr(self.backbone, "output_fmt", "NCHW") == "NHWC"
         feature_info: Any = self.backbone.feature_info
@@ -82,7 +82,7 @@ class TimmEncoder(ImageEncoder):
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
         """Encode (B, 3, H, W) uint8 pixels to (B * rows * columns, d) features, row by row."""
-        pixels = self.normalise(inputs["pixel_values"]).to(self.norm.weight.dtype)
+        pixels = self.normalise(inputs["pixel_values"]).to(self.norm.weight.dtype, memory_format=torch.channels_last)
         grid = self.processor.grid
         fused = self.positions(grid_positions(grid[0], grid[1], pixels.device).to(pixels.dtype))  # (rows, columns, d)
         for level, lateral in zip(self.backbone(pixels), self.laterals, strict=True):

@@ -17,7 +17,7 @@ from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
 from data.shards import ShardWriter, expand
 from data.stream import Parcel, SampleSet, Slots, StepDataset, loading
-from layers.batch import Batch, Step
+from layers.batch import PADDING, Batch, Step
 from models.plan import BatchPlan
 from tests.data.conftest import text_record
 
@@ -47,6 +47,17 @@ def test_a_step_carries_the_counts_of_its_packs(shards: Path, plan: BatchPlan) -
     for step in islice(_module(shards, plan).train_dataloader(), 8):
         assert len(step.packs) == 2 and step.counts == merge_counts(step.packs)
         assert all(batch.input_ids.shape[1] <= 256 for batch in step.packs)
+
+
+def test_static_shapes_fill_every_pack_and_change_nothing_else(shards: Path, plan: BatchPlan) -> None:
+    plain, static = (_module(shards, plan, static_shapes=static).train_dataloader() for static in (False, True))
+    for one, other in zip(islice(plain, 8), islice(static, 8), strict=True):
+        assert one.counts == other.counts
+        for pack, full in zip(one.packs, other.packs, strict=True):
+            used = pack.input_ids.shape[1]
+            assert full.input_ids.shape[1] == sum(full.segment_lengths) == 256
+            assert torch.equal(pack.input_ids, full.input_ids[:, :used]) and full.keys[: len(pack.keys)] == pack.keys
+            assert (full.labels[:, used:] == -100).all() and set(full.keys[len(pack.keys) :]) <= {PADDING}
 
 
 def test_a_round_takes_every_sample_once_and_rounds_differ(shards: Path, plan: BatchPlan) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
-from layers.batch import Step
+from layers.batch import PADDING, Batch, Step
 
 
 class Throughput(Callback):
@@ -36,8 +36,8 @@ class Throughput(Callback):
     ) -> None:
         """Count tokens, and log every so many steps."""
         if isinstance(batch, Step):
-            self._tokens += sum(sum(pack.segment_lengths) for pack in batch.packs)
-            self._samples += sum(len(pack.segment_lengths) for pack in batch.packs)
+            self._tokens += sum(_useful_tokens(pack) for pack in batch.packs)
+            self._samples += sum(sum(key != PADDING for key in pack.keys) for pack in batch.packs)
             self._packs += len(batch.packs)
             self._quarantined += batch.quarantined
         self._steps += 1
@@ -61,3 +61,7 @@ class Throughput(Callback):
         self._started = time.perf_counter()
         self._tokens = self._steps = self._samples = self._packs = 0
         self._waited = 0.0
+
+
+def _useful_tokens(pack: Batch) -> int:
+    return sum(length for length, key in zip(pack.segment_lengths, pack.keys, strict=True) if key != PADDING)
