@@ -17,7 +17,7 @@ from rich.table import Table
 from demonstrations.demonstration import Demonstration, Results, timed
 
 HERE = Path(__file__).parent
-NAMES = ("instruction_diversity", "crosslingual_transfer", "graph_grounding")
+NAMES = ("instruction_diversity", "crosslingual_transfer", "graph_grounding", "dual_speech_encoder")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

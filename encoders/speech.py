@@ -1,4 +1,4 @@
-"""Speech encoders from transformers: a Whisper branch, an optional WavLM branch, and their processor.
+"""Speech encoders from transformers: a Whisper branch, a WavLM branch, either or both, and their processor.
 
 WavLLM's dual encoder (https://arxiv.org/abs/2404.00656) reads meaning from Whisper and speaker and tone from WavLM:
 ``h = W [whisper(x); sum_i softmax(a)_i wavlm_i(x)]``.  Departures: both branches are padded to give exactly
@@ -44,6 +44,7 @@ class AudioProcessor:
         full_chunks: Pad every chunk to its whole length.
         with_waveform: Also return the raw samples.
         normalize_waveform: Bring those samples to zero mean and unit variance, as layer-norm WavLM models expect.
+        with_features: Compute the spectrogram; a WavLM by itself needs none.
     """
 
     num_mel_bins: int = 80
@@ -51,6 +52,7 @@ class AudioProcessor:
     full_chunks: bool = False
     with_waveform: bool = False
     normalize_waveform: bool = False
+    with_features: bool = True
     kind: str = field(default="audio", init=False)
     sample_rate: int = field(default=SAMPLE_RATE, init=False)
 
@@ -75,15 +77,21 @@ class AudioProcessor:
         """
         waveform = _checked_waveform(raw)
         layout = self.layout(tuple(waveform.shape))
+        inputs: dict[str, Tensor] = {}
+        if self.with_features:
+            inputs["input_features"] = self._spectrogram(waveform)
+        if self.with_waveform:
+            inputs["waveform"] = self._normalized(waveform)
+        return inputs, layout
+
+    def _spectrogram(self, waveform: Tensor) -> Tensor:
+        """(mels, frames) of all chunks, one after the other."""
         padded = F.pad(waveform, (0, -waveform.shape[0] % FEATURE_SAMPLES))
         chunks = padded.split(self.chunk_features * FEATURE_SAMPLES)
         if self.full_chunks:
             missing = self.chunk_features * FEATURE_SAMPLES - chunks[-1].shape[0]
             chunks = (*chunks[:-1], F.pad(chunks[-1], (0, missing)))
-        inputs = {"input_features": torch.cat([self._log_mel(chunk) for chunk in chunks], dim=1)}
-        if self.with_waveform:
-            inputs["waveform"] = self._normalized(waveform)
-        return inputs, layout
+        return torch.cat([self._log_mel(chunk) for chunk in chunks], dim=1)
 
     def fingerprint(self) -> Mapping[str, Any]:
         """Every field, JSON-serialisable."""
@@ -213,16 +221,18 @@ class SpeechEncoder(Encoder):
     """One or two speech branches at 50 Hz; frozen branches stay in evaluation mode.
 
     Args:
-        whisper: Arguments of ``WhisperConfig`` for random weights, or a local directory with a safetensors model.
-        wavlm: The same of ``WavLMConfig`` for a second branch; None for Whisper alone.
+        whisper: Arguments of ``WhisperConfig`` for random weights, or a local directory with a safetensors model; None
+            for WavLM alone.
+        wavlm: The same of ``WavLMConfig``; None for Whisper alone.
         full_chunks: Pad every chunk to its whole length, as released Whisper weights were trained.
         weighted_layers: Sum Whisper's layers with learned weights instead of taking the last.
-        hidden_size: Width of the features; None takes Whisper's, and then a lone branch has no linear layer.
+        hidden_size: Width of the features; None takes Whisper's, or that of a WavLM that is alone, and then a lone
+            branch has no linear layer.
         fusion: "linear" mixes the branches to ``hidden_size``; "concat" leaves them side by side, for a projector that
             treats each by itself (:class:`models.projectors.ConvGLUProjector`).
 
     Raises:
-        ValueError: If ``hidden_size`` is given with "concat", where the branches decide it.
+        ValueError: If there is no branch, or ``hidden_size`` is given with "concat", where the branches decide it.
     """
 
     kind: ClassVar[str] = "audio"
@@ -230,7 +240,7 @@ class SpeechEncoder(Encoder):
 
     def __init__(
         self,
-        whisper: dict[str, Any] | str,
+        whisper: dict[str, Any] | str | None,
         wavlm: dict[str, Any] | str | None = None,
         full_chunks: bool = False,
         weighted_layers: bool = False,
@@ -238,23 +248,25 @@ class SpeechEncoder(Encoder):
         fusion: Literal["linear", "concat"] = "linear",
     ) -> None:
         super().__init__()
-        self.whisper = WhisperBranch(whisper, weighted_layers)
+        if whisper is None and wavlm is None:
+            raise ValueError("expected whisper, wavlm or both, got neither")
+        self.whisper = None if whisper is None else WhisperBranch(whisper, weighted_layers)
         self.wavlm = None if wavlm is None else WavLMBranch(wavlm)
         branches = {"whisper.encoder.": whisper, "wavlm.model.": wavlm}
         self.bases = {prefix: source for prefix, source in branches.items() if isinstance(source, str)}
-        config = self.whisper.encoder.config
-        width = self.whisper.hidden_size + (self.wavlm.hidden_size if self.wavlm is not None else 0)
+        widths = [branch.hidden_size for branch in (self.whisper, self.wavlm) if branch is not None]
+        width = sum(widths)
         if fusion == "concat" and hidden_size not in (None, width):
             raise ValueError(f"hidden_size: expected the branches' {width} with fusion 'concat', got {hidden_size}")
-        self.hidden_size = width if fusion == "concat" else hidden_size or self.whisper.hidden_size
-        alone = fusion == "concat" or (self.wavlm is None and width == self.hidden_size)
+        self.hidden_size = width if fusion == "concat" else hidden_size or widths[0]
+        alone = fusion == "concat" or (len(widths) == 1 and width == self.hidden_size)
         self.fuse: nn.Module = nn.Identity() if alone else nn.Linear(width, self.hidden_size)
         self.processor = AudioProcessor(
-            num_mel_bins=config.num_mel_bins,
-            chunk_features=config.max_source_positions,
+            **_chunks(self.whisper),
             full_chunks=full_chunks,
             with_waveform=self.wavlm is not None,
             normalize_waveform=self.wavlm is not None and self.wavlm.model.config.feat_extract_norm == "layer",
+            with_features=self.whisper is not None,
         )
 
     def train(self, mode: bool = True) -> SpeechEncoder:
@@ -264,25 +276,36 @@ class SpeechEncoder(Encoder):
 
     def collate(self, items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         """Pad all chunks of all items: ``input_features`` (C, mels, frames) and ``waveform`` (M, samples)."""
-        size = 2 * self.processor.chunk_features
-        chunks = [chunk for item in items for chunk in item["input_features"].split(size, dim=1)]
-        inputs = {"input_features": _pad_stack(chunks)}
+        inputs = {}
+        if self.whisper is not None:
+            size = 2 * self.processor.chunk_features
+            chunks = [chunk for item in items for chunk in item["input_features"].split(size, dim=1)]
+            inputs["input_features"] = _pad_stack(chunks)
         if self.wavlm is not None:
             inputs["waveform"] = _pad_stack([item["waveform"] for item in items])
         return inputs
 
     def forward(self, inputs: Mapping[str, Tensor], layout: Layout) -> Tensor:
         """Encode to (ΣN, d), one feature per 20 ms of each item."""
-        size = self.processor.chunk_features
-        keep = [min(size, total - start) for total in layout.lengths for start in range(0, total, size)]
-        lengths = [size] * len(keep) if self.processor.full_chunks else keep
-        dtype = self.whisper.encoder.conv1.weight.dtype
-        features = self.whisper(inputs["input_features"].to(dtype), lengths, keep)
+        dtype = next(self.parameters()).dtype
+        features = []
+        if self.whisper is not None:
+            size = self.processor.chunk_features
+            keep = [min(size, total - start) for total in layout.lengths for start in range(0, total, size)]
+            lengths = [size] * len(keep) if self.processor.full_chunks else keep
+            features.append(self.whisper(inputs["input_features"].to(dtype), lengths, keep))
         if self.wavlm is not None:
-            second = self.wavlm(inputs["waveform"].to(dtype), layout.lengths)
-            features = torch.cat([features, second], dim=-1)
-        fused: Tensor = self.fuse(features)
+            features.append(self.wavlm(inputs["waveform"].to(dtype), layout.lengths))
+        fused: Tensor = self.fuse(torch.cat(features, dim=-1))
         return fused
+
+
+def _chunks(whisper: WhisperBranch | None) -> dict[str, int]:
+    """How a Whisper cuts and analyses sound; without one nothing is."""
+    if whisper is None:
+        return {}
+    config = whisper.encoder.config
+    return {"num_mel_bins": config.num_mel_bins, "chunk_features": config.max_source_positions}
 
 
 def weighted_sum(states: Sequence[Tensor], logits: Tensor) -> Tensor:

@@ -132,6 +132,19 @@ def test_branches_side_by_side() -> None:
         SpeechEncoder(SHORT, WAVLM, hidden_size=40, fusion="concat")
 
 
+def test_wavlm_by_itself_needs_no_spectrogram() -> None:
+    torch.manual_seed(0)
+    both = SpeechEncoder(SHORT, WAVLM, fusion="concat").eval()
+    alone = SpeechEncoder(None, WAVLM).eval()
+    alone.wavlm.load_state_dict(both.wavlm.state_dict())
+    audio = _audio(9_001)
+    inputs, layout = alone.processor(audio)
+    assert set(inputs) == {"waveform"} and layout == both.processor(audio)[1] and alone.hidden_size == 24
+    torch.testing.assert_close(_encode(alone, [audio])[0], _encode(both, [audio])[0][:, 32:])
+    with pytest.raises(ValueError, match="expected whisper, wavlm or both, got neither"):
+        SpeechEncoder(None)
+
+
 def test_every_parameter_learns() -> None:
     encoder = SpeechEncoder(SHORT, WAVLM, weighted_layers=True)
     features, _ = _encode(encoder, [_audio(9_000), _audio(5_000)])

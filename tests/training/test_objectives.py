@@ -138,6 +138,9 @@ def test_a_voice_counts_where_any_stretch_has_it() -> None:
     assert right.count == wrong.count == 2 and right.total < 1e-3 < 10 < wrong.total
     nobody = TowerBatch([{}], Layout([layout]), [target("m4")], ["a"])
     assert _oracle_outcome(objective, one, nobody).losses["voice"].count == 0
+    for features, share in ((torch.cat([one, halves, one]), 2), (torch.cat([halves, one, one]), 0)):
+        total, count = _oracle_outcome(objective, features, batch).metrics["voices_right"]
+        assert (int(total), count) == (share, 2)
 
 
 def test_error_rates() -> None:

@@ -72,6 +72,7 @@ class SpeechObjective(TowerObjective):
         voices: Kinds of voices to tell apart, with the names of their voices in ``meta.voices``; none for characters
             alone. A kind may have a single voice.
         voice_weight: Weight of the voices' loss, a mean over kinds.
+        character_weight: Weight of the characters' loss.
     """
 
     def __init__(
@@ -84,18 +85,19 @@ class SpeechObjective(TowerObjective):
         mel_width: int = 12,
         voices: Mapping[str, Sequence[str]] | None = None,
         voice_weight: float = 1.0,
+        character_weight: float = 1.0,
     ) -> None:
         super().__init__()
         self.hidden_size, self.alphabet = hidden_size, alphabet
         kinds = tuple(frozenset(names) for names in (voices or {}).values())
         self.target_rule = SpeechRule(alphabet, kinds)
-        self.loss_weights = {"voice": voice_weight}
+        self.loss_weights = {"ctc": character_weight, "voice": voice_weight}
         self.masks = ((0, mel_masks, mel_width), (1, time_masks, time_width))
         self.classify = nn.Linear(hidden_size, len(alphabet) + 1)
         self.recognise = nn.Linear(hidden_size, len(kinds)) if kinds else None
 
     def forward(self, encode: Encode, batch: TowerBatch) -> Outcome:
-        """The loss per character; in evaluation also greedy character and word errors."""
+        """The losses, and clips whose voices are all told right; in evaluation greedy character and word errors too."""
         items = [self._mask(item) for item in batch.items] if self.training else batch.items
         features = encode(items)
         log_probs = self.classify(features).float().log_softmax(-1)
@@ -111,9 +113,12 @@ class SpeechObjective(TowerObjective):
         )
         outcome = Outcome({"ctc": LossTerm(total, sum(len(row) for row in labels))})
         if self.recognise is not None:
-            outcome.losses["voice"] = self._voice_loss(batch.layout.split(self.recognise(features).float()), batch)
+            logits, voices = self._voices(batch.layout.split(self.recognise(features).float()), batch)
+            loss = F.binary_cross_entropy_with_logits(logits, voices, reduction="none").mean(1).sum()
+            outcome.losses["voice"] = LossTerm(loss, len(voices))
+            outcome.metrics["voices_right"] = (((logits > 0) == (voices > 0)).all(1).sum(), len(voices))
         if not self.training:
-            outcome.metrics = self._errors([self.decode(row) for row in rows], [self._text(row) for row in labels])
+            outcome.metrics |= self._errors([self.decode(row) for row in rows], [self._text(row) for row in labels])
         return outcome
 
     def decode(self, log_probs: Tensor) -> str:
@@ -121,15 +126,15 @@ class SpeechObjective(TowerObjective):
         best = torch.unique_consecutive(log_probs.argmax(-1))
         return self._text(best[best > 0])
 
-    def _voice_loss(self, scores: Sequence[Tensor], batch: TowerBatch) -> LossTerm:
-        """Binary cross-entropy of the clips whose voices are known, a mean over kinds: frames (T, V) per clip."""
+    def _voices(self, scores: Sequence[Tensor], batch: TowerBatch) -> tuple[Tensor, Tensor]:
+        """(n, kinds) logits of the clips whose voices are known, from their frames (T, kinds), and what is known."""
         pairs = [(row, target["voices"]) for row, target in zip(scores, batch.targets, strict=True)]
         known = [(row.logsumexp(0) - math.log(len(row)), voices) for row, voices in pairs if len(voices)]
         if not known:
-            return LossTerm(torch.cat(list(scores)).sum() * 0, 0)
+            none = torch.cat(list(scores))[:0]
+            return none, none.detach()
         logits, expected = (torch.stack(values) for values in zip(*known, strict=True))
-        loss = F.binary_cross_entropy_with_logits(logits, expected, reduction="none").mean(1).sum()
-        return LossTerm(loss, len(known))
+        return logits, expected
 
     def _text(self, labels: Tensor) -> str:
         return "".join(self.alphabet[index - 1] for index in labels.tolist())
@@ -148,6 +153,8 @@ class SpeechObjective(TowerObjective):
         }
 
     def _mask(self, item: dict[str, Tensor]) -> dict[str, Tensor]:
+        if "input_features" not in item:
+            return item
         features = item["input_features"].clone()  # (mels, frames)
         fill = features.mean()
         for axis, count, width in self.masks:
