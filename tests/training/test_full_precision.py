@@ -21,9 +21,9 @@ class _Model(nn.Module):
     device = torch.device("cpu")
 
 
-def _wrapped(modules: list[str], on: tuple[str, ...] = ("cpu",)) -> _Model:
+def _wrapped(modules: list[str], device_types: tuple[str, ...] = ("cpu",)) -> _Model:
     model: Any = _Model()
-    FullPrecision(modules, on).on_fit_start(SimpleNamespace(), model)  # type: ignore[arg-type]
+    FullPrecision(modules, device_types).on_fit_start(SimpleNamespace(), model)  # type: ignore[arg-type]
     return model
 
 
@@ -51,7 +51,7 @@ def test_without_autocast_double_stays_double() -> None:
 
 
 def test_other_devices_are_left_alone_and_patterns_must_match() -> None:
-    model = _wrapped(["^second"], on=("cuda",))
+    model = _wrapped(["^second"], device_types=("cuda",))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert model.second(torch.randn(3, 4)).dtype == torch.bfloat16
     with pytest.raises(ValueError, match=r"pattern '\^third' matches no module"):

@@ -23,12 +23,12 @@ class FullPrecision(Callback):
 
     Args:
         modules: Patterns (``re.search``) of module names; what lies within a module that matches goes with it.
-        on: Types of devices on which this counts, such as ``cpu``; on others nothing changes.
+        device_types: Types of devices on which this counts, such as ``cpu``; on others nothing changes.
     """
 
-    def __init__(self, modules: Sequence[str], on: Sequence[str] = ("cpu", "cuda")) -> None:
+    def __init__(self, modules: Sequence[str], device_types: Sequence[str] = ("cpu", "cuda")) -> None:
         self.patterns = [re.compile(pattern) for pattern in modules]
-        self.on = tuple(on)
+        self.device_types = tuple(device_types)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Wrap the modules.
@@ -40,7 +40,7 @@ class FullPrecision(Callback):
         for pattern in self.patterns:
             if not any(pattern.search(name) for name in names):
                 raise ValueError(f"FullPrecision: pattern '{pattern.pattern}' matches no module, such as {names[1:4]}")
-        if pl_module.device.type not in self.on:
+        if pl_module.device.type not in self.device_types:
             return
         wrapped: tuple[str, ...] = ()
         for name, module in pl_module.named_modules():
