@@ -11,7 +11,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import torch
 from safetensors.torch import load_file
 
@@ -22,6 +21,7 @@ from demonstrations.demonstration import Claim, Demonstration, Metrics
 from encoders.speech import SpeechEncoder
 from training.towers import TowerRecipe
 from training.towers.data import TowerData
+from training.towers.fit import fit_tower
 from training.towers.recipe import TOWER_FILE
 from training.towers.speech import SpeechObjective
 
@@ -64,6 +64,7 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     _write_clips(shared / "clips", seed)
     for branch, weights, steps in (("words", (1.0, 0.0), WORDS_STEPS), ("voices", (0.0, 1.0), VOICES_STEPS)):
         if not (shared / branch / TOWER_FILE).is_file():
+            torch.manual_seed(seed)
             _fit(_encoder(branch), weights, steps, seed, shared / branch, shared / "clips")
     torch.manual_seed(seed)
     encoder = _encoder(arm)
@@ -98,7 +99,7 @@ def _fit(
     probe: bool = False,
 ) -> Metrics:
     """One fit, and what it measures on validation clips; of the encoder too, or of a linear layer alone."""
-    L.seed_everything(seed, verbose=False)
+    torch.manual_seed(seed)
     objective = SpeechObjective(
         encoder.hidden_size, voices=REGISTERS, character_weight=weights[0], voice_weight=weights[1]
     )
@@ -112,20 +113,7 @@ def _fit(
         probe=probe,
     )
     data = TowerData(str(clips / "train/*.tar"), str(clips / "val/*.tar"), 16, seed=seed, plan=recipe.plan())
-    trainer = L.Trainer(
-        max_steps=steps,
-        default_root_dir=folder,
-        devices=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        val_check_interval=steps,
-        check_val_every_n_epoch=None,
-    )
-    trainer.fit(recipe, data)
-    return {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+    return fit_tower(recipe, data, steps, folder)
 
 
 DEMONSTRATION = Demonstration(

@@ -23,6 +23,7 @@ from jsonargparse import ArgumentParser
 from layers.encoder import Encoder
 from training.towers import TOWER_FILE, TowerRecipe
 from training.towers.data import TowerData, TowerItem
+from training.towers.fit import fit_tower
 from training.towers.objectives import TowerObjective
 
 Part = Mapping[str, Any]
@@ -237,22 +238,7 @@ class _Runner:
             probe=probe,
         )
         data = self._data(recipe, fit, cell.seed)
-        trainer = L.Trainer(
-            max_steps=fit.steps,
-            default_root_dir=folder,
-            precision=self.precision,  # type: ignore[arg-type]
-            devices=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=1.0 if fit.metric else 0,
-            num_sanity_val_steps=0,
-            val_check_interval=fit.steps,
-            check_val_every_n_epoch=None,
-        )
-        trainer.fit(recipe, data)
-        return {name.removeprefix("val/"): float(value) for name, value in trainer.callback_metrics.items()}
+        return fit_tower(recipe, data, fit.steps, folder, self.precision, measure=bool(fit.metric))
 
     def _data(self, recipe: TowerRecipe, fit: Fit, seed: int) -> TowerData:
         """The task's data, decoded once for all towers that see it alike."""
