@@ -48,6 +48,14 @@ def test_four_minimax_quintics_come_closer_to_one_than_five_of_jordans() -> None
     assert farthest(MINIMAX) < 0.2 < 0.3 < farthest(JORDAN)
 
 
+@pytest.mark.parametrize("rank", [1, 2, 8])
+def test_sixteen_bits_stay_in_bounds_whatever_the_rank(rank: int) -> None:
+    torch.manual_seed(0)
+    updates = torch.randn(50, 128, rank) @ torch.randn(50, rank, 128)
+    found = torch.linalg.svdvals(orthogonalise(updates, dtype=torch.bfloat16).float())[:, :rank]
+    assert 0.75 < found.min() and found.max() < 1.25
+
+
 def test_equals_torch_muon_and_torch_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two optimizers of torch's own side by side; torch orthogonalises in bfloat16, which is made float64 here."""
     monkeypatch.setattr(torch, "bfloat16", torch.float64)
