@@ -106,7 +106,11 @@ def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> st
 def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Media]) -> str | None:
     kind = grounding["type"]
     if kind == "region":
-        return _outside(grounding.get("box_xyxy"), latest.get("image"))
+        if "canvas" not in grounding:
+            return _outside(grounding.get("box_xyxy"), latest.get("image"))
+        if "image" in latest:
+            return "region: expected one on the latest image, got one on an empty canvas"
+        return _outside(grounding.get("box_xyxy"), None, grounding["canvas"])
     if kind == "time_span":
         clip = latest.get("audio")
         if clip is None or clip.sample_rate is None:
@@ -126,10 +130,13 @@ def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Med
     return None
 
 
-def _outside(box: Any, image: Media | None) -> str | None:
-    if image is None:
+def _outside(box: Any, image: Media | None, canvas: Any = None) -> str | None:
+    if image is None and canvas is None:
         return "box: expected an image before it, got none"
-    width, height = image.size[:2]
+    size = image.size[:2] if image is not None else canvas
+    if not (isinstance(size, Sequence) and len(size) == 2 and _numbers(size) and min(size) > 0):
+        return f"canvas: expected its width and height, got {size!r}"
+    width, height = size
     good = isinstance(box, Sequence) and len(box) == 4 and _numbers(box)
     good = good and -EDGE <= box[0] < box[2] <= width + EDGE and -EDGE <= box[1] < box[3] <= height + EDGE
     return None if good else f"box: expected x1 < x2 and y1 < y2 within {width}x{height} pixels, got {list(box or ())}"

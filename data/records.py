@@ -61,7 +61,8 @@ class Part:
         media: Name of the media of a media part.
         task: Task of a call.
         prompt: Prompt of a call.
-        groundings: Of a call, in order: ``{"type": "region", "box_xyxy": [...]}`` in original pixels,
+        groundings: Of a call, in order: ``{"type": "region", "box_xyxy": [...]}`` in original pixels (of a drawing to
+            be made, where no image is before it, with its ``"canvas": [width, height]``),
             ``{"type": "time_span", "start": s, "end": s}``, ``{"type": "node", "index": i}`` or
             ``{"type": "result", "call_index": i}``.
         target: Id of the call's target, or None.

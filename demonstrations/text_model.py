@@ -15,8 +15,7 @@ from data.shards import ShardWriter
 from demonstrations.demonstration import ROOT
 from inference.conversation import Conversation
 from inference.session import Session
-from models.generalist import load_tokenizer
-from models.tokenizer import save_tokenizer, train_tokenizer
+from models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 
 SOURCE, LICENSE = "made by this demonstration", "CC0-1.0"

@@ -16,10 +16,13 @@ from torch import Tensor
 
 from data.media import Video
 from demos.render import draw_boxes, overlay_mask, to_pil
+from heads.experts.expert_head import share_experts
+from heads.experts.pool import ExpertPool
 from inference.conversation import Conversation, HeadError, Reply
-from inference.files import read_audio, read_graph, read_image, read_video
+from inference.files import encode_audio, encode_frames, read_audio, read_graph, read_image, read_video
 from inference.session import Session
 from layers.calls import (
+    AudioResult,
     BoxesResult,
     Call,
     ImageResult,
@@ -31,6 +34,7 @@ from layers.calls import (
     ResultRef,
     ScoreResult,
     TimeSpan,
+    VideoResult,
 )
 from routers.parser import ParseError
 
@@ -70,6 +74,16 @@ def parser() -> argparse.ArgumentParser:
         "--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (default), above samples"
     )
     result.add_argument("--seed", type=int, default=0, help="of sampling and of drawings (default: 0)")
+    result.add_argument(
+        "--parameter",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help="for the heads: num_steps, guidance, width, height, seconds, num_frames, fps, level, voice; see "
+        "docs/heads.md; may be given several times",
+    )
+    result.add_argument("--expert-memory", metavar="SIZE", help="budget of frozen experts' weights, such as 12GiB")
+    result.add_argument("--expert-device", metavar="DEVICE", help="where they work (default: as --device)")
     result.add_argument("--device", default=None, help="cpu, cuda, ... (default: the GPU if there is one)")
     return result
 
@@ -99,7 +113,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             max_new_tokens=options.max_new_tokens,
             temperature=options.temperature,
             seed=options.seed,
+            parameters=dict(_parameter(text) for text in options.parameter),
         )
+        pool = ExpertPool(options.expert_memory, options.expert_device, progress=sys.stderr.isatty())
+        share_experts(session.generalist.heads.values(), pool, replace_own=True)
         (reply,) = session.generate([conversation])
         files = write_results(conversation, reply, Path(options.out), session.plan.max_frames)
     except (ValueError, OSError, ModuleNotFoundError) as error:
@@ -107,6 +124,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     show(reply, files, Console())
     return 0
+
+
+def _parameter(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name.strip(), float(value)
+    except ValueError:
+        raise ValueError(f"--parameter: expected NAME=NUMBER, got '{text}'") from None
 
 
 def write_results(conversation: Conversation, reply: Reply, directory: Path, max_frames: int) -> dict[int, list[Path]]:
@@ -141,9 +166,21 @@ def write_results(conversation: Conversation, reply: Reply, directory: Path, max
             path = directory / f"call{index}_{reply.calls[index].task}_{name}.png"
             drawing.save(path)
             files.setdefault(index, []).append(path)
+        if isinstance(result, AudioResult | VideoResult):
+            data, kind = _encoded(result)
+            path = directory / f"call{index}_{reply.calls[index].task}.{kind}"
+            path.write_bytes(data)
+            files.setdefault(index, []).append(path)
     text = json.dumps(reply_as_json(reply, files), ensure_ascii=False, indent=1)
     (directory / "reply.json").write_text(text + "\n", encoding="utf-8")
     return files
+
+
+def _encoded(result: AudioResult | VideoResult) -> tuple[bytes, str]:
+    """A sound or video as a file's bytes, and the end of its name."""
+    if isinstance(result, AudioResult):
+        return encode_audio(result.waveform, result.sample_rate, "wav"), "wav"
+    return encode_frames(result.frames, result.fps)
 
 
 def _last_seen(conversation: Conversation, max_frames: int) -> Tensor | None:
@@ -165,6 +202,7 @@ def reply_as_json(reply: Reply, files: dict[int, list[Path]]) -> dict[str, Any]:
                 "prompt": call.prompt,
                 "groundings": [describe_grounding(item) for item in call.groundings],
                 "result": result_as_json(result),
+                "notes": [] if result is None else list(result.notes),
                 "files": [path.name for path in files.get(index, [])],
             }
         )
@@ -191,6 +229,10 @@ def result_as_json(result: Result | None) -> dict[str, Any] | None:
         return {"mask_pixels": int(result.mask.sum()), "size": list(result.mask.shape[::-1])}
     if isinstance(result, ImageResult):
         return {"size": list(result.image.shape[:0:-1])}
+    if isinstance(result, AudioResult):
+        return {"samples": result.waveform.shape[1], "sample_rate": result.sample_rate}
+    if isinstance(result, VideoResult):
+        return {"frames": len(result.frames), "size": list(result.frames.shape[:1:-1]), "fps": result.fps}
     if isinstance(result, LabelResult):
         return {"label": result.label, "probabilities": dict(result.probabilities)}
     if isinstance(result, ScoreResult):
@@ -201,7 +243,8 @@ def result_as_json(result: Result | None) -> dict[str, Any] | None:
 def describe_grounding(grounding: object) -> str:
     """One grounding in words."""
     if isinstance(grounding, Region):
-        return "box " + ", ".join(f"{edge:.1f}" for edge in grounding.box_xyxy)
+        where = "" if grounding.canvas is None else f" of a canvas of {grounding.canvas[0]:g}x{grounding.canvas[1]:g}"
+        return "box " + ", ".join(f"{e:.1f}" if not where else f"{e:.3f}" for e in grounding.box_xyxy) + where
     if isinstance(grounding, TimeSpan):
         return f"{grounding.start:.2f} s to {grounding.end:.2f} s"
     if isinstance(grounding, NodeRef):
@@ -219,6 +262,11 @@ def describe_result(result: Result | None) -> str:
         return f"mask of {int(result.mask.sum())} pixels"
     if isinstance(result, ImageResult):
         return f"image of {result.image.shape[2]}x{result.image.shape[1]} pixels"
+    if isinstance(result, AudioResult):
+        return f"{result.waveform.shape[1] / result.sample_rate:.2f} s of sound at {result.sample_rate} Hz"
+    if isinstance(result, VideoResult):
+        size = f"{result.frames.shape[3]}x{result.frames.shape[2]}"
+        return f"{len(result.frames)} frames of {size} pixels, {result.fps:g} a second"
     if isinstance(result, LabelResult):
         probability = result.probabilities.get(result.label)
         return result.label if probability is None else f"{result.label} ({probability:.2f})"
@@ -237,6 +285,9 @@ def show(reply: Reply, files: dict[int, list[Path]], console: Console) -> None:
                 str(index), *(Text(cell, overflow="fold") for cell in _cells(call, result, files.get(index, [])))
             )
         console.print(table)
+    for index, result in enumerate(reply.results):
+        for note in result.notes if result is not None else ():
+            console.print(Text(f"call {index} ({reply.calls[index].task}): {note}", style="yellow"))
     for error in reply.errors:
         what = f"call {error.call_index} ({error.task})" if isinstance(error, HeadError) else error.kind
         console.print(Text(f"{what}: {error.message}", style="yellow"))

@@ -15,7 +15,9 @@ from data.media import decode_target, encode_mask, encode_png
 from data.records import Message, Part, Target
 from data.shards import Sample
 from inference.conversation import Conversation, Reply
+from inference.files import encode_audio, encode_frames
 from layers.calls import (
+    AudioResult,
     BoxesResult,
     Call,
     Grounding,
@@ -28,6 +30,7 @@ from layers.calls import (
     ResultRef,
     ScoreResult,
     TimeSpan,
+    VideoResult,
 )
 
 HEAD_ERROR = "head"
@@ -197,11 +200,18 @@ def call_to_json(call: Call) -> dict[str, Any]:
 
 
 def result_to_json(result: Result) -> dict[str, Any]:
-    """A result as JSON: ``boxes``, ``mask`` (COCO run-length), ``image`` (base64 PNG), ``label`` or ``score``.
+    """A result as JSON, and its notes.
+
+    It is one of ``boxes``, ``mask`` (COCO run-length), ``image`` (base64 PNG), ``audio`` (base64 FLAC), ``video``
+    (base64, its ``format`` MP4 or GIF), ``label`` and ``score``.
 
     Raises:
         TypeError: For a result type that the log does not know.
     """
+    return {**_value_to_json(result), **({"notes": list(result.notes)} if result.notes else {})}
+
+
+def _value_to_json(result: Result) -> dict[str, Any]:
     if isinstance(result, BoxesResult):
         boxes = [[float(edge) for edge in box] for box in result.boxes_xyxy]
         return {"type": "boxes", "boxes_xyxy": boxes, "scores": [float(score) for score in result.scores]}
@@ -209,6 +219,13 @@ def result_to_json(result: Result) -> dict[str, Any]:
         return {"type": "mask", "mask": encode_mask(result.mask)}
     if isinstance(result, ImageResult):
         return {"type": "image", "png": encode_image(result.image)}
+    if isinstance(result, AudioResult):
+        data = encode_audio(result.waveform, result.sample_rate)
+        seconds = result.waveform.shape[1] / result.sample_rate
+        return {"type": "audio", "format": "flac", "data": _base64(data), "seconds": round(seconds, 3)}
+    if isinstance(result, VideoResult):
+        data, kind = encode_frames(result.frames, result.fps)
+        return {"type": "video", "format": kind, "data": _base64(data), "frames": len(result.frames), "fps": result.fps}
     if isinstance(result, LabelResult):
         probabilities = {name: float(value) for name, value in result.probabilities.items()}
         return {"type": "label", "label": result.label, "probabilities": probabilities}
@@ -219,13 +236,17 @@ def result_to_json(result: Result) -> dict[str, Any]:
 
 def encode_image(image: Tensor) -> str:
     """An image (3, H, W) uint8 as base64 PNG."""
-    return base64.b64encode(encode_png(image)).decode("ascii")
+    return _base64(encode_png(image))
 
 
 def decode_image(png: str) -> Tensor:
     """The inverse of :func:`encode_image`."""
     image: Tensor = decode_target(Target(type="image", file="image.png"), base64.b64decode(png))
     return image
+
+
+def _base64(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def prompt_text(messages: Sequence[Message]) -> str:
@@ -262,7 +283,8 @@ def _turn_text(message: Message) -> str:
 
 def _grounding_to_json(grounding: Grounding) -> dict[str, Any]:
     if isinstance(grounding, Region):
-        return {"type": "region", "box_xyxy": [float(edge) for edge in grounding.box_xyxy]}
+        canvas = {} if grounding.canvas is None else {"canvas": list(grounding.canvas)}
+        return {"type": "region", "box_xyxy": [float(edge) for edge in grounding.box_xyxy], **canvas}
     if isinstance(grounding, TimeSpan):
         return {"type": "time_span", "start": grounding.start, "end": grounding.end}
     if isinstance(grounding, NodeRef):

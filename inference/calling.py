@@ -81,7 +81,7 @@ class HeadCaller:
                 if spec.head not in self._heads:
                     known = sorted(self._heads)
                     _fail(reply, f"task '{call.task}' needs head '{spec.head}', loaded are {known}", "not_loaded")
-                elif refusal := _refusal(call, reply):
+                elif refusal := _refusal(call, reply, self._heads[spec.head]):
                     _fail(reply, refusal)
                 else:
                     groups.setdefault((spec.head, bool(call.state_positions)), []).append(reply)
@@ -147,12 +147,14 @@ class HeadCaller:
         return HeadContext(call, reply.media, earlier, dict(self._parameters))
 
 
-def _refusal(call: Call, reply: PendingReply) -> str | None:
+def _refusal(call: Call, reply: PendingReply, head: nn.Module) -> str | None:
     turn = len(reply.results)
     latest = {item.kind: item.layout for item in reply.media}
     for written, grounding in zip(call.groundings, to_original(call, reply.media).groundings, strict=True):
         if isinstance(grounding, Region):
             if "image" not in latest:
+                if isinstance(head, Head) and head.draws_layouts:
+                    continue
                 return "a region needs an image, the conversation has none"
             if _lies_outside(grounding, latest["image"].original_size):
                 return f"region {written}: expected one that meets the image, it lies outside"
@@ -186,7 +188,8 @@ def _fail(reply: PendingReply, message: str, cause: FailureCause = "refused") ->
 def to_original(call: Call, media: Sequence[MediaFeatures]) -> Call:
     """The call with regions in original pixels of the latest image and time spans in seconds of the latest clip.
 
-    Groundings whose media the conversation lacks stay as they are; :class:`HeadCaller` refuses such calls.
+    Without an image, regions are fractions of an empty canvas. Time spans without a clip stay as they are;
+    :class:`HeadCaller` refuses such calls.
     """
     images = [item.layout.transform for item in media if item.kind == "image"]
     clips = [item.layout.seconds for item in media if item.kind == "audio"]
@@ -197,6 +200,8 @@ def to_original(call: Call, media: Sequence[MediaFeatures]) -> Call:
             x1, y1, x2, y2 = grounding.box_xyxy
             box = images[-1].invert_boxes([(x1 * width, y1 * height, x2 * width, y2 * height)])[0].tolist()
             mapped.append(Region((box[0], box[1], box[2], box[3])))
+        elif isinstance(grounding, Region):
+            mapped.append(replace(grounding, canvas=(1.0, 1.0)))
         elif isinstance(grounding, TimeSpan) and clips and clips[-1] is not None:
             mapped.append(TimeSpan(grounding.start * clips[-1], grounding.end * clips[-1]))
         else:

@@ -1,4 +1,4 @@
-"""Media files of a user, decoded to what a conversation takes."""
+"""Media files: a user's, decoded to what a conversation takes, and those of sounds and videos that heads make."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import io
 import json
 from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -13,7 +14,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from data.media import IMAGE_FORMATS, MediaError, Video, decode_media, measure, resample
+from data.media import IMAGE_FORMATS, MediaError, Video, decode_media, encode_video, measure, resample
 from data.records import Media
 from layers.media import Audio, Graph
 
@@ -84,6 +85,43 @@ def read_graph(path: str | PathLike[str]) -> Graph:
     graph = decode_media(Media("graph", Path(path).name, (nodes,)), data)
     assert isinstance(graph, Graph)
     return graph
+
+
+def encode_audio(waveform: Tensor, sample_rate: int, kind: str = "flac") -> bytes:
+    """A waveform (channels, samples), float in [-1, 1], as FLAC or WAV of 16 bits.
+
+    Raises:
+        ValueError: If it holds NaN or infinity, or ``kind`` is another.
+    """
+    if kind not in ("flac", "wav"):
+        raise ValueError(f"kind: expected flac or wav, got {kind!r}")
+    if not bool(waveform.isfinite().all()):
+        raise ValueError("expected finite samples, got NaN or infinity")
+    stream = io.BytesIO()
+    samples = waveform.clamp(-1, 1).T.cpu().numpy()
+    soundfile.write(stream, samples, sample_rate, format=kind.upper(), subtype="PCM_16")
+    return stream.getvalue()
+
+
+def encode_frames(frames: Tensor, fps: float) -> tuple[bytes, str]:
+    """Frames (n, 3, H, W) uint8 as "mp4", or as an animated "gif" where PyAV (the extra ``video``) is missing.
+
+    Returns:
+        The bytes, and which of the two they are.
+
+    Raises:
+        ValueError: If there is no frame.
+    """
+    if not len(frames):
+        raise ValueError("expected a video of at least one frame, got none")
+    try:
+        return encode_video(list(frames.cpu()), fps), "mp4"
+    except ModuleNotFoundError:
+        pictures = [Image.fromarray(np.ascontiguousarray(frame.permute(1, 2, 0).cpu().numpy())) for frame in frames]
+    stream = io.BytesIO()
+    rest: dict[str, Any] = {"save_all": True, "append_images": pictures[1:], "loop": 0}
+    pictures[0].save(stream, "GIF", duration=max(20, round(1000 / fps)), **rest)
+    return stream.getvalue(), "gif"
 
 
 def _reason(error: Exception) -> str:

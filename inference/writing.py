@@ -184,7 +184,8 @@ def as_message(
 
 def _as_plain(grounding: Grounding) -> dict[str, object]:
     if isinstance(grounding, Region):
-        return {"type": "region", "box_xyxy": list(grounding.box_xyxy)}
+        canvas = {} if grounding.canvas is None else {"canvas": list(grounding.canvas)}
+        return {"type": "region", "box_xyxy": list(grounding.box_xyxy), **canvas}
     if isinstance(grounding, TimeSpan):
         return {"type": "time_span", "start": grounding.start, "end": grounding.end}
     if isinstance(grounding, NodeRef):

@@ -19,9 +19,15 @@ class Region:
 
     Inside the model (grammar, batches, head contexts) it is normalised to the input frame, 0 to 1; in a session's
     replies it is in original pixels.
+
+    Args:
+        box_xyxy: The box.
+        canvas: In original units, where the conversation has no image: (width, height) of the empty canvas that the box
+            is on; a reply's are fractions of a canvas of (1, 1). None on the latest image.
     """
 
     box_xyxy: Box
+    canvas: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,9 +88,15 @@ class Call:
 
 @dataclass(frozen=True)
 class Result:
-    """What an expert head answers, in original units."""
+    """What an expert head answers, in original units.
+
+    Args:
+        call: What it answers.
+        notes: What its reader should know, such as the end of a prompt that a text encoder did not read.
+    """
 
     call: Call
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -107,6 +119,22 @@ class ImageResult(Result):
     """An image (3, H, W), uint8 RGB."""
 
     image: Tensor = field(default_factory=lambda: torch.zeros(3, 0, 0, dtype=torch.uint8))
+
+
+@dataclass(frozen=True)
+class AudioResult(Result):
+    """A waveform (channels, samples), float in [-1, 1], and its sample rate in hertz."""
+
+    waveform: Tensor = field(default_factory=lambda: torch.zeros(1, 0))
+    sample_rate: int = 16000
+
+
+@dataclass(frozen=True)
+class VideoResult(Result):
+    """Frames (frames, 3, H, W), uint8 RGB, shown so many a second."""
+
+    frames: Tensor = field(default_factory=lambda: torch.zeros(0, 3, 0, 0, dtype=torch.uint8))
+    fps: float = 8.0
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -59,9 +60,11 @@ class Head(nn.Module, ABC):
 
     Attributes:
         links: What may cross to it from the language model, see :class:`routers.tasks.TaskSpec`.
+        draws_layouts: Whether a call in a conversation without an image may have regions: fractions of an empty canvas.
         num_queries: Learned queries that the language model carries for this head (link type ``queries``).
         queries: (num_queries, d_llm) parameter, or None.
         target_processor: Turns targets of records into tensors.
+        bases: Prefix of parameters -> where their first weights come from; a checkpoint stores what differs.
 
     Args:
         num_queries: k.
@@ -69,7 +72,9 @@ class Head(nn.Module, ABC):
     """
 
     links: ClassVar[frozenset[str]] = frozenset({"text", "boxes", "hidden", "queries"})
+    draws_layouts: ClassVar[bool] = False
     num_queries: int = 0
+    bases: Mapping[str, str] = MappingProxyType({})
     queries: nn.Parameter | None
     target_processor: TargetProcessor
 

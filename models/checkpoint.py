@@ -177,6 +177,7 @@ def declared_bases(generalist: Generalist) -> dict[str, str]:
     """Parameter prefix -> where these weights come from, for parts that declare it."""
     parts: dict[str, Any] = {"language_model.": generalist.language_model}
     parts |= {f"encoders.{kind}.": encoder for kind, encoder in generalist.encoders.items()}
+    parts |= {f"heads.{name}.": head for name, head in generalist.heads.items()}
     return {f"{prefix}{end}": str(Path(path)) for prefix, part in parts.items() for end, path in part.bases.items()}
 
 

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from transformers.cache_utils import Cache
 
+from heads.experts.expert_head import share_experts
+from heads.experts.pool import ExpertPool
 from layers.batch import Batch, HeadCall, MediaBatch
 from layers.calls import Call, HeadContext, MediaFeatures
 from layers.encoder import Encoder
@@ -26,6 +28,7 @@ from models.media import EncodedMedia, seen_by_heads
 from models.plan import BatchPlan
 from models.projectors import Projector
 from models.token_loss import supervised_rows
+from models.tokenizer import load_tokenizer
 from models.touch import touch
 from routers.router import MarkerRouter, Router
 from routers.tasks import TaskTable
@@ -56,6 +59,7 @@ class Generalist(nn.Module):
         router: Turns token ids into calls; marker tokens by default.
         max_frames: Frames that stand for a video, evenly spaced; the image encoder reads them.
         media_marks: Modality -> texts that stand before and after its items, such as "<SPEECH>" and "</SPEECH>".
+        experts: The pool of frozen experts that heads share, but for those that were given one of their own.
 
     Attributes:
         in_step: Whether other processes wait for this one's gradients. Then every trainable parameter takes part in
@@ -76,6 +80,7 @@ class Generalist(nn.Module):
         router: Router | None = None,
         max_frames: int = 8,
         media_marks: dict[str, tuple[str, str]] | None = None,
+        experts: ExpertPool | None = None,
     ) -> None:
         super().__init__()
         self.tokenizer: PreTrainedTokenizerBase = load_tokenizer(tokenizer)
@@ -86,6 +91,7 @@ class Generalist(nn.Module):
         self.encoders = nn.ModuleDict(encoders)
         self.projectors = nn.ModuleDict(projectors)
         self.heads = nn.ModuleDict(heads)
+        share_experts(heads.values(), experts)
         self.router = router if router is not None else MarkerRouter()
         self.router.bind(self.vocabulary)
         self._check_parts()
@@ -383,17 +389,3 @@ class Generalist(nn.Module):
 
 def _num_parameters(part: nn.Module) -> int:
     return sum(parameter.numel() for parameter in part.parameters())
-
-
-def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
-    """Load a tokenizer directory; nothing in it is executed.
-
-    Raises:
-        ValueError: If the directory holds no tokenizer, or one without a chat template or an end-of-turn token.
-    """
-    if not (Path(directory) / "tokenizer.json").is_file():
-        raise ValueError(f"expected a tokenizer directory with tokenizer.json, got '{directory}'")
-    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
-    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
-        raise ValueError(f"tokenizer '{directory}': expected a chat template and an end-of-turn (eos) token")
-    return tokenizer

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from tokenizers.trainers import BpeTrainer
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from routers.tasks import TaskTable
 from routers.vocabulary import add_task_tokens
@@ -66,3 +67,17 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: str | Path) ->
     """Write a tokenizer directory for :class:`models.generalist.Generalist`."""
     Path(directory).mkdir(parents=True, exist_ok=True)
     tokenizer.save_pretrained(str(directory))
+
+
+def load_tokenizer(directory: str | Path) -> PreTrainedTokenizerBase:
+    """Load a tokenizer directory; nothing in it is executed.
+
+    Raises:
+        ValueError: If the directory holds no tokenizer, or one without a chat template or an end-of-turn token.
+    """
+    if not (Path(directory) / "tokenizer.json").is_file():
+        raise ValueError(f"expected a tokenizer directory with tokenizer.json, got '{directory}'")
+    tokenizer: Any = AutoTokenizer.from_pretrained(str(directory), trust_remote_code=False)
+    if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+        raise ValueError(f"tokenizer '{directory}': expected a chat template and an end-of-turn (eos) token")
+    return tokenizer

@@ -1,6 +1,7 @@
 """Every shipped configuration: those on the quickstart's data run two steps, others are built on the meta device."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -13,12 +14,14 @@ from data.datamodule import PackedDataModule
 from eval.__main__ import main as eval_main
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint
+from models.tokenizer import save_tokenizer, train_tokenizer
+from routers.tasks import TaskTable
 from train import main as train_main
 from training.optimizer import set_trainable
 from training.quickstart import STAGES, TOWERS, phases
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RUN_HERE = {"quickstart", "debug", "regions", "sweeps", "benchmarks"}
+RUN_HERE = {"quickstart", "debug", "heads", "regions", "sweeps"}
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +49,14 @@ def test_the_quickstart_in_two_steps_per_stage(run: Path) -> None:
     assert len(out.read_text().splitlines()) == 1 + 3 * 2
 
 
-ALONE = sorted(path for folder in ("debug", "regions") for path in (CONFIGS / folder).glob("*.yaml"))
+ALONE = sorted(path for folder in ("debug", "heads", "regions") for path in (CONFIGS / folder).glob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", ALONE, ids=lambda path: path.stem)
 def test_configs_of_one_file_run_two_steps(run: Path, tmp_path: Path, path: Path) -> None:
     config = tmp_path / path.name
     text = path.read_text().replace("runs/quickstart", str(run))
-    config.write_text(text.replace("runs/debug", str(tmp_path)).replace("runs/regions", str(tmp_path)))
+    config.write_text(re.sub(r"runs/(debug|heads|regions)\b", str(tmp_path), text))
     quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     train_main(["fit", "--config", str(config), *quick])
     assert list(tmp_path.rglob("tower.safetensors" if path.parent.name == "regions" else "model.safetensors"))
@@ -79,12 +82,15 @@ def test_the_sweep_of_backbones(run: Path, tmp_path: Path) -> None:
     assert len(results) == 4 * 2 and "Do the tasks agree?" in (out / "page.html").read_text()
 
 
-def test_every_config_is_covered_by_a_run_or_a_build() -> None:
+def test_every_config_is_covered_by_a_run_or_a_build(tmp_path: Path) -> None:
     quickstart = {path.stem for path in (CONFIGS / "quickstart").glob("*.yaml")}
     assert quickstart == {"model", *TOWERS, *STAGES}
     others = [p for p in CONFIGS.rglob("*.yaml") if p.relative_to(CONFIGS).parts[0] not in {*RUN_HERE, "mixtures"}]
     for path in others:
         config = yaml.safe_load(path.read_text())["model"]["init_args"]
+        table = TaskTable.from_dict(config["generalist"]["tasks"])
+        save_tokenizer(train_tokenizer(["the words of a tokenizer"] * 4, 300, table), tmp_path)
+        config["generalist"]["tokenizer"] = str(tmp_path)
         with torch.device("meta"):
             generalist = build_generalist(config["generalist"])
         set_trainable(generalist, config["trainable"])

@@ -11,7 +11,8 @@ from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
 from models.checkpoint import TOKENIZER, WEIGHTS, CheckpointError
-from models.generalist import Generalist, load_tokenizer
+from models.generalist import Generalist
+from models.tokenizer import load_tokenizer
 
 _KEY = "model.init_args.init_from"
 

@@ -14,8 +14,9 @@ from layers.batch import Batch, Step
 from layers.head import LossTerm
 from models.build import build_generalist, plain_config, validate_config
 from models.checkpoint import save_checkpoint
-from models.generalist import TOKEN_LOSS, Generalist, load_tokenizer
+from models.generalist import TOKEN_LOSS, Generalist
 from models.plan import BatchPlan
+from models.tokenizer import load_tokenizer
 from training.acceleration import Acceleration, accelerate
 from training.balance import Balance, BalancedAdamW
 from training.faults import FiniteGuard, memory_explained

@@ -20,9 +20,9 @@ from data.mixtures import Source
 from encoders.vision import ImageProcessor
 from heads.boxes import BoxTargetProcessor
 from layers.layout import ItemLayout
-from models.generalist import load_tokenizer
 from models.plan import BatchPlan
 from models.projectors import TokenRule
+from models.tokenizer import load_tokenizer
 from routers.tasks import TaskTable
 from routers.vocabulary import Vocabulary
 

@@ -35,6 +35,13 @@ def audio_player(data: bytes, file: str) -> str:
     return f'<audio controls preload="metadata" src="{data_address(data, mime)}"></audio>'
 
 
+def video_player(data: bytes, file: str) -> str:
+    """A player of an encoded video; a picture of an animated GIF."""
+    if file.endswith(".gif"):
+        return f'<img class="picture" src="{data_address(data, "image/gif")}" alt="video">'
+    return f'<video controls loop preload="metadata" src="{data_address(data, "video/mp4")}"></video>'
+
+
 def picture(image: Tensor, caption: str = "", boxes: Sequence[Overlay] = (), layer: bytes | None = None) -> str:
     """A figure with an enlarged image.
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -85,16 +87,25 @@ def measure(file: str, data: bytes) -> tuple[int, int, int]:
     return (*size, count)
 
 
-def encode_video(rasters: Sequence[Tensor], frames_per_second: int, codec: str = "libx264") -> bytes:
-    """Frames (3, H, W) uint8 as MP4; with the codec "ffv1" as Matroska, without loss."""
+def encode_video(rasters: Sequence[Tensor], frames_per_second: float, codec: str = "libx264") -> bytes:
+    """Frames (3, H, W) uint8 as MP4; with the codec "ffv1" as Matroska, without loss.
+
+    MP4 has even sides: an odd one gets a row or column more, equal to its last.
+
+    Raises:
+        ModuleNotFoundError: Without PyAV (the extra ``video``).
+    """
     av = _library()
     stream, lossless = io.BytesIO(), codec == "ffv1"
     with av.open(stream, "w", format="matroska" if lossless else "mp4") as container:
-        track = container.add_stream(codec, rate=frames_per_second)
-        track.height, track.width = rasters[0].shape[1:]
+        track = container.add_stream(codec, rate=Fraction(frames_per_second).limit_denominator(1001))
+        height, width = rasters[0].shape[1:]
+        odd = (0, 0) if lossless else (width % 2, height % 2)
+        track.height, track.width = height + odd[1], width + odd[0]
         track.pix_fmt = "bgr0" if lossless else "yuv420p"
         for raster in rasters:
-            frame = av.VideoFrame.from_ndarray(raster.permute(1, 2, 0).contiguous().numpy(), format="rgb24")
+            pixels = np.pad(raster.permute(1, 2, 0).numpy(), ((0, odd[1]), (0, odd[0]), (0, 0)), mode="edge")
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format="rgb24")
             container.mux(track.encode(frame))
         container.mux(track.encode())
     return stream.getvalue()

@@ -27,8 +27,10 @@ def grounding_of(
     """
     kind = value["type"]
     if kind == "region":
-        layout = _latest(media, "image", "region")
         x1, y1, x2, y2 = _numbers(value, "box_xyxy", 4)
+        if "canvas" in value:
+            return _on_canvas((x1, y1, x2, y2), _numbers(value, "canvas", 2), media)
+        layout = _latest(media, "image", "region")
         return Region((x1, y1, x2, y2)), Region(_normalised((x1, y1, x2, y2), layout))
     if kind == "time_span":
         seconds = _latest(media, "audio", "time span").seconds
@@ -50,6 +52,17 @@ def _latest(media: Sequence[RenderedMedia], kind: str, what: str) -> ItemLayout:
     if not layouts:
         raise ValueError(f"{what}: expected {kind} before it, got {[item.kind for item in media]}")
     return layouts[-1]
+
+
+def _on_canvas(box: Box, canvas: tuple[float, ...], media: Sequence[RenderedMedia]) -> tuple[Grounding, Grounding]:
+    """A region of a drawing to be made: fractions of its canvas, where there is no image that they could be on."""
+    width, height = canvas
+    x1, y1, x2, y2 = box
+    if any(item.kind == "image" for item in media):
+        raise ValueError("region: expected one on the latest image, got one on an empty canvas")
+    if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+        raise ValueError(f"region: expected x1 < x2 <= {width} and y1 < y2 <= {height} from 0 on, got {list(box)}")
+    return Region(box, (width, height)), Region((x1 / width, y1 / height, x2 / width, y2 / height))
 
 
 def _normalised(box: Box, layout: ItemLayout) -> Box:

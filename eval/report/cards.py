@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -11,7 +12,15 @@ from typing import Any
 
 from torch import Tensor
 
-from data.inspection.drawing import Overlay, audio_player, frames_of, graph_figure, mask_layer, picture
+from data.inspection.drawing import (
+    Overlay,
+    audio_player,
+    frames_of,
+    graph_figure,
+    mask_layer,
+    picture,
+    video_player,
+)
 from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
@@ -92,6 +101,7 @@ def _media(prediction: Prediction, sample: Sample) -> str:
             players.append(audio_player(data, item.file))
     if not any(item.type == "image" for item in sample.record.media.values()):
         figures += _pictures(prediction)
+    players += _players(prediction)
     shown = f'<div class="media">{"".join(figures)}</div>' if figures else ""
     return shown + "".join(dict.fromkeys(legends)) + "".join(players + texts)
 
@@ -127,6 +137,17 @@ def _pictures(prediction: Prediction) -> list[str]:
     ]
     return figures + [
         picture(decode_image(target["data"]), "a reference") for target in targets if target["type"] == "image"
+    ]
+
+
+def _players(prediction: Prediction) -> list[str]:
+    """Generated sounds and videos."""
+    made = [item for item in prediction.results if item is not None and item["type"] in ("audio", "video")]
+    return [
+        (audio_player if item["type"] == "audio" else video_player)(
+            base64.b64decode(item["data"]), f"result.{item['format']}"
+        )
+        for item in made
     ]
 
 
@@ -172,6 +193,10 @@ def _result_words(result: Mapping[str, Any] | None) -> str:
     if result["type"] == "label":
         probability = result["probabilities"].get(result["label"])
         return result["label"] + (f" ({probability:.0%})" if probability is not None else "")
+    if result["type"] == "audio":
+        return f"{result['seconds']:.1f} s of sound"
+    if result["type"] == "video":
+        return f"{result['frames']} frames at {result['fps']:g} a second"
     return f"probability {result['score']:.2f}" if result["type"] == "score" else ""
 
 

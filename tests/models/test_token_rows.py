@@ -13,10 +13,9 @@ import yaml
 from models.__main__ import main as models_main
 from models.build import build_generalist
 from models.checkpoint import load_checkpoint, save_checkpoint
-from models.generalist import load_tokenizer
 from models.language import LanguageModel
 from models.token_loss import supervised_rows
-from models.tokenizer import save_tokenizer, train_tokenizer
+from models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 from tests.models.test_attention import GROUPED, LENGTHS, packed_inputs
 from tests.tiny import TASKS, WORDS, tiny_config
