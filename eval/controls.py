@@ -3,7 +3,8 @@
 ``blind`` removes the media, ``shuffled`` gives each sample another sample's media, ``zeroed`` zeroes encoded features
 (for the language model and for the heads, with the inputs that heads read beside them), ``random_weights`` asks a
 model of the same configuration that was never trained, and ``constant`` (no model at all, see
-:meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best single answer of the validation split.
+:meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best single answer, of the validation split where there
+is one.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from torch import nn
 
 from data.records import MEDIA_TYPES, Message
 from data.shards import Sample
@@ -127,10 +129,10 @@ class _Swapped(Mapping[str, bytes]):
 
 
 def random_generalist(checkpoint: str | Path, seed: int = 0) -> Generalist:
-    """A model of a checkpoint's configuration, tokenizer and tasks, freshly initialised.
+    """A model of a checkpoint's configuration, tokenizer and tasks that has learned nothing.
 
-    Raises:
-        ValueError: If parts of the model start from pretrained weights, which would not be random.
+    It is freshly initialised; of parts that a configuration starts from pretrained weights, every tensor keeps its own
+    values in random order, so that their scale stays what it was.
     """
     directory = Path(checkpoint)
     config: dict[str, object] = yaml.safe_load((directory / CONFIG).read_text())
@@ -139,10 +141,24 @@ def random_generalist(checkpoint: str | Path, seed: int = 0) -> Generalist:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         generalist = build_generalist(config).eval()
-    bases = declared_bases(generalist)
-    if bases:
-        raise ValueError(f"random_weights: expected a model without pretrained parts, got bases for {sorted(bases)}")
+    shuffle_weights(generalist, tuple(declared_bases(generalist)), seed)
     return generalist
+
+
+@torch.no_grad()
+def shuffle_weights(module: nn.Module, prefixes: tuple[str, ...], seed: int = 0) -> None:
+    """Put the values within each parameter in random order, in place.
+
+    Args:
+        module: The model.
+        prefixes: Of the names of the parameters that are shuffled.
+        seed: Of the order.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in module.named_parameters():
+        if name.startswith(prefixes):
+            order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+            parameter.copy_(parameter.flatten()[order].view_as(parameter))
 
 
 def _kinds(sample: Sample) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from data.media import decode_target, encode_mask, encode_png
 from data.records import Message, Part, Target
 from data.shards import Sample
-from inference.conversation import Conversation, Reply
+from inference.conversation import Conversation, HeadError, Reply
 from inference.files import encode_audio, encode_frames
 from layers.calls import (
     AudioResult,
@@ -32,6 +32,7 @@ from layers.calls import (
     TimeSpan,
     VideoResult,
 )
+from routers.parser import ParseError
 
 HEAD_ERROR = "head"
 
@@ -46,11 +47,12 @@ class Prediction:
         index: Its place in the benchmark, or -1.
         prompt: The turns before the answer as text; media stand as ``[image]``, ``[audio]``, ``[graph]``.
         prompt_sha256: Of the turns as JSON.
+        rendered: What the model read: its own template, with control tokens, runs of media placeholders as one.
         media_sha256: Media name -> sha256 of the bytes that the model was given.
         raw: What the model wrote, control tokens included.
         text: What remains without its calls.
         calls: ``{"task", "prompt", "groundings"}`` each; regions in original pixels.
-        errors: ``{"kind", "message"}`` each.
+        errors: ``{"kind", "message"}`` each, of a head's also the ``cause``.
         finish_reason: "stop" or "length".
         results: One per call, or None where the head refused; see :func:`result_to_json`.
         reference: ``{"text", "calls", "meta"}``; a reference call carries its target, see :func:`reference_of`.
@@ -58,6 +60,7 @@ class Prediction:
         generation: Settings of decoding.
         parsed: What was read from the reply when it was logged; scoring reads it anew.
         parse_status: "parsed", or why nothing could be read.
+        log_probability: How likely the model found its reply, or None where that was not asked for.
     """
 
     benchmark: str
@@ -65,6 +68,7 @@ class Prediction:
     index: int = -1
     prompt: str = ""
     prompt_sha256: str = ""
+    rendered: str = ""
     media_sha256: Mapping[str, str] = field(default_factory=dict)
     raw: str = ""
     text: str = ""
@@ -77,6 +81,7 @@ class Prediction:
     generation: Mapping[str, Any] = field(default_factory=dict)
     parsed: Any = None
     parse_status: str = ""
+    log_probability: float | None = None
 
     @property
     def failed(self) -> bool:
@@ -156,11 +161,12 @@ def predicted(
         raw=reply.raw_text,
         text=reply.text,
         calls=[call_to_json(call) for call in reply.calls],
-        errors=[{"kind": error.kind, "message": error.message} for error in reply.errors],
+        errors=[_error_to_json(error) for error in reply.errors],
         finish_reason=reply.finish_reason,
         results=[None if result is None else result_to_json(result) for result in reply.results],
         reference=reference_of(sample),
         timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
+        log_probability=reply.log_probability,
     )
 
 
@@ -258,6 +264,11 @@ def prompt_sha256(messages: Sequence[Message]) -> str:
     """Of turns as JSON."""
     turns = json.dumps([asdict(message) for message in messages], sort_keys=True)
     return hashlib.sha256(turns.encode()).hexdigest()
+
+
+def _error_to_json(error: ParseError | HeadError) -> dict[str, str]:
+    cause = {"cause": error.cause} if isinstance(error, HeadError) else {}
+    return {"kind": error.kind, "message": error.message, **cause}
 
 
 def _reference_parts(sample: Sample) -> Iterator[Part]:

@@ -16,6 +16,7 @@ from eval.benchmarks.benchmark import Benchmark, BenchmarkError
 from eval.benchmarks.lookup import benchmarks_of
 from eval.benchmarks.quickstart import CONTROL_LIMITS, MARGINS, TARGETS
 from eval.controls import CONTROLS, PREDICTED_CONTROLS
+from eval.judges.judge import Judge
 from eval.log import Log, LogError, read_log
 from eval.metrics.routing import RATES, routing_rate
 from eval.metrics.statistics import Score
@@ -72,6 +73,7 @@ def score_files(
     paths: Sequence[str | Path],
     data: str | Path | None = None,
     catalogs: Sequence[str | Path] = (),
+    judge: Judge | None = None,
 ) -> Scores:
     """Score logs of one model, its own and those of its controls.
 
@@ -79,13 +81,15 @@ def score_files(
         paths: Prediction logs, files or folders; their headers say which control each is.
         data: The data directory; the one that the first log names by default.
         catalogs: Of benchmark rows beside the shipped ones.
+        judge: For metrics that need one; without it they are n/a.
 
     Returns:
         Metric -> ``value`` (None with ``na`` saying why), ``n``, ``n_expected``, ``complete``, ``stderr``,
         ``protocol_id``, ``protocol`` in words, ``parts``, ``parse_failure``, ``routing`` where calls are expected,
         ``controls`` (a number or None each), ``controls_na`` (why a control is None), ``controls_n``, ``constrained``
         (the same metric under constrained decoding, where it was run), ``meaningless`` where a corpus metric was taken
-        on a part, ``benchmark``, ``split``, ``data_sha256``, ``checkpoint_sha256``, ``generation``, ``versions``.
+        on a part, ``judge`` where one decides, ``benchmark``, ``split``, ``data_sha256``, ``checkpoint_sha256``,
+        ``generation``, ``versions``.
 
     Raises:
         LogError: If the logs do not belong together, or the data or the protocol changed since.
@@ -98,6 +102,7 @@ def score_files(
     scores: Scores = {}
     for log in dict.fromkeys(own.values()):
         for benchmark in benchmarks_of(log, data, catalogs).values():
+            benchmark.judge = judge
             scores |= _score_benchmark(benchmark, runs)
     if "parse_failure" in scores:
         others = {entry["benchmark"]: entry["parse_failure"] for entry in scores.values()}
@@ -185,6 +190,8 @@ def _score_benchmark(benchmark: Benchmark, runs: Mapping[_RunKey, Mapping[str, L
             "generation": identity.get("generation", {}).get(name, {}),
             "versions": identity["versions"],
         }
+        if benchmark.needs_judge:
+            scores[metric]["judge"] = None if benchmark.judge is None else benchmark.judge.identity
         if score.corpus and len(rows) < expected:
             scores[metric]["meaningless"] = MEANINGLESS
         if constrained:

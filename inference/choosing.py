@@ -19,12 +19,14 @@ class DecodingOptions:
         top_p: Samples among the most likely tokens whose probabilities add up to this.
         seed: Each reply draws from its own stream, seeded by this and the reply's number, so that batching does not
             change what is sampled.
+        log_probabilities: Add up how likely the model found the tokens of each reply, for calibration.
     """
 
     max_new_tokens: int = 96
     temperature: float = 0.0
     top_p: float = 1.0
     seed: int = 0
+    log_probabilities: bool = False
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:

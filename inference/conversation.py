@@ -149,6 +149,8 @@ class Reply:
         timings: Seconds per phase, an equal share of the batch's: ``render``, ``encode``, ``prefill``, ``decode``,
             ``heads``.
         message: The turn as a record holds it: text and calls, in original units; malformed calls are text.
+        prompt_ids: The tokens that the model read.
+        log_probability: How likely the model found its reply; None unless the session was told to add that up.
     """
 
     text: str
@@ -160,3 +162,5 @@ class Reply:
     finish_reason: FinishReason
     timings: Mapping[str, float]
     message: Message = field(default_factory=lambda: Message("assistant", ()))
+    prompt_ids: tuple[int, ...] = ()
+    log_probability: float | None = None

@@ -24,11 +24,14 @@ class Decoded:
         token_ids: The new tokens without the one that ended the turn.
         hidden_states: (len(token_ids), d), the state *at* each new token.
         finish_reason: "stop" if the model ended its turn, "length" if it was cut.
+        log_probability: Of the tokens that the model chose, the one that ended the turn included and forced ones not,
+            at temperature 1 among the tokens that it was permitted; None unless asked for.
     """
 
     token_ids: list[int]
     hidden_states: Tensor
     finish_reason: FinishReason
+    log_probability: float | None = None
 
 
 class Steppable(Protocol):
@@ -173,7 +176,12 @@ def decode(
             logits = steer(logits, output.hidden_states[:, -1], rows)
         if constraint is not None:
             logits = constraint.mask(logits)
-        chosen: list[int] = chooser(logits, rows).tolist()
+        picked = chooser(logits, rows)
+        if options.log_probabilities:
+            likely = logits.gather(-1, picked[:, None])[:, 0] - logits.logsumexp(-1)
+            for row, value in zip(rows, likely.tolist(), strict=True):
+                replies[row].count(value)
+        chosen: list[int] = picked.tolist()
         for place, row in enumerate(rows):
             chosen[place] = filler if replies[row].ended else replies[row].choose(chosen[place])
             if not replies[row].ended and chosen[place] in stops:
@@ -210,7 +218,12 @@ def decode(
 
     empty = starts[0].prompt.new_zeros(0, starts[0].prompt.shape[-1])
     return [
-        Decoded(reply.token_ids, torch.stack(reply.states) if reply.states else empty, reply.finish_reason or "length")
+        Decoded(
+            reply.token_ids,
+            torch.stack(reply.states) if reply.states else empty,
+            reply.finish_reason or "length",
+            reply.log_probability if options.log_probabilities else None,
+        )
         for reply in replies
     ]
 
@@ -274,6 +287,7 @@ class _Growing:
         self.token_ids: list[int] = []
         self.states: list[Tensor] = []
         self.finish_reason: FinishReason | None = None
+        self.log_probability = 0.0
 
     @property
     def ended(self) -> bool:
@@ -283,9 +297,17 @@ class _Growing:
     def cut(self) -> bool:
         return self.finish_reason == "length"
 
+    @property
+    def _forced(self) -> int | None:
+        return None if self._follower is None else self._follower.forced_id
+
     def choose(self, token_id: int) -> int:
-        forced = None if self._follower is None else self._follower.forced_id
+        forced = self._forced
         return token_id if forced is None else forced
+
+    def count(self, log_probability: float) -> None:
+        if not self.ended and self._forced is None:
+            self.log_probability += log_probability
 
     def append(self, token_id: int, state: Tensor) -> None:
         self.token_ids.append(token_id)

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from os import PathLike
 
 import torch
+from torch import Tensor
 
 from data.render import Rendered, render_prompt
 from inference.calling import HeadCaller, to_original
@@ -26,6 +28,7 @@ from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import Parsed
 
 HeadMediaTransform = Callable[[MediaFeatures], MediaFeatures]
+InputTransform = Callable[[str, dict[str, Tensor]], dict[str, Tensor]]
 _BATCHES_PER_WINDOW = 16
 
 
@@ -75,6 +78,7 @@ class Session:
             one image, are read once up to where they differ; 0 reads each by itself.
         memory: Positions of answered conversations whose keys and values, and encoded media, are kept, so that a
             conversation goes on (:meth:`inference.conversation.Conversation.then`) without being read again.
+        log_probabilities: Add up how likely the model found the tokens of each reply.
     """
 
     def __init__(
@@ -91,6 +95,7 @@ class Session:
         eager_calls: bool = True,
         shared_prefix: int = 32,
         memory: int = 0,
+        log_probabilities: bool = False,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -100,7 +105,7 @@ class Session:
         self.plan = generalist.plan()
         self.constrained = constrained
         self.batch_size = batch_size
-        self.options = DecodingOptions(max_new_tokens, temperature, top_p, seed)
+        self.options = DecodingOptions(max_new_tokens, temperature, top_p, seed, log_probabilities)
         self.parameters = {"seed": float(seed), **(parameters or {})}
         self.eager_calls = eager_calls
         reads_on = not generalist.language_model.has_windows  # a window's layers do not keep what lies before it
@@ -132,6 +137,7 @@ class Session:
         head_media_transform: HeadMediaTransform | None = None,
         opening: str | None = None,
         listener: Listener | None = None,
+        input_transform: InputTransform | None = None,
     ) -> list[Reply]:
         """Answer conversations, batched by length, in the order given.
 
@@ -144,6 +150,8 @@ class Session:
                 at pixels or node texts); applied after ``feature_transform``.
             opening: Task whose call every reply is made to begin with; never to be used when routing is measured.
             listener: Told of text, calls and results as they come (:data:`inference.events.Event`).
+            input_transform: Replaces what the processor made of each media item (pixels, spectra, node texts), before
+                its encoder and the heads see it. For the language model's layers see :mod:`inference.hooks`.
 
         Returns:
             One reply per conversation.
@@ -159,7 +167,8 @@ class Session:
             for start in range(0, len(conversations), window):
                 clock = _Clock()
                 asked = [
-                    self._render(index, item) for index, item in enumerate(conversations[start : start + window], start)
+                    self._render(index, item, input_transform)
+                    for index, item in enumerate(conversations[start : start + window], start)
                 ]
                 seconds = clock.lap() / len(asked)
                 asked.sort(key=_neighbours(asked))
@@ -170,8 +179,22 @@ class Session:
                         progress(len(batch))
         return [replies[index] for index in range(len(conversations))]
 
-    def _render(self, index: int, conversation: Conversation) -> _Asked:
+    def prompt_text(self, reply: Reply) -> str:
+        """What the model read before a reply, as text; a medium's placeholders are written once, with their number."""
+        media = set(self.plan.vocabulary.media_ids.values())
+        pieces = []
+        for token_id, run in groupby(reply.prompt_ids, lambda token: token if token in media else None):
+            ids = list(run)
+            pieces.append(
+                self._text(ids if token_id is None else ids[:1]) + (f"x{len(ids)}" if token_id in media else "")
+            )
+        return "".join(pieces)
+
+    def _render(self, index: int, conversation: Conversation, transform: InputTransform | None) -> _Asked:
         rendered = render_prompt(conversation.messages, conversation.media, self.plan, conversation.written)
+        if transform is not None:
+            for item in rendered.media:
+                item.inputs = transform(item.kind, item.inputs)
         most = self.generalist.language_model.max_positions
         if most is not None and len(rendered.input_ids) >= most:
             raise ValueError(
@@ -201,7 +224,7 @@ class Session:
         seconds["decode"] = clock.lap() - watch.prefill_seconds - watch.head_seconds
         seconds["heads"] = watch.head_seconds
         timings = {"render": render_seconds, **{name: value / len(batch) for name, value in seconds.items()}}
-        answered = [self._reply(*row, timings) for row in zip(parsed, decoded, replies, strict=True)]
+        answered = [self._reply(*row, timings) for row in zip(batch, parsed, decoded, replies, strict=True)]
         if job.listener is not None:
             for item, reply in zip(batch, answered, strict=True):
                 job.listener(ReplyEnded(item.index, reply))
@@ -283,7 +306,9 @@ class Session:
             raise ValueError(f"opening: expected one of {sorted(opens)}, got '{opening}'")
         return None if opening is None else opens[opening]
 
-    def _reply(self, routed: Parsed, decoded: Decoded, writing: Writing, timings: Mapping[str, float]) -> Reply:
+    def _reply(
+        self, asked: _Asked, routed: Parsed, decoded: Decoded, writing: Writing, timings: Mapping[str, float]
+    ) -> Reply:
         calls = tuple(to_original(call, writing.pending.media) for call in routed.calls)
         return Reply(
             text=self._text(routed.text_ids).strip(),
@@ -295,6 +320,8 @@ class Session:
             finish_reason=decoded.finish_reason,
             timings=timings,
             message=as_message(routed, calls, decoded.token_ids, self._text),
+            prompt_ids=tuple(asked.rendered.input_ids),
+            log_probability=decoded.log_probability,
         )
 
     def _text(self, token_ids: list[int]) -> str:

@@ -19,6 +19,7 @@ from layers.media import Graph
 MASK_COLOUR = (255, 95, 210)
 GRAPH_SIZE = 260
 SHOWN_FRAMES = 6
+SHARP_SIZE, SHOWN_SIZE = 128, 640
 _STEPS = 150
 _AUDIO_TYPES = {"flac": "audio/flac", "wav": "audio/wav", "ogg": "audio/ogg", "mp3": "audio/mpeg"}
 Overlay = tuple[str, Sequence[float]]
@@ -52,10 +53,8 @@ def picture(image: Tensor, caption: str = "", boxes: Sequence[Overlay] = (), lay
         layer: A PNG of the image's size to lay over it.
     """
     height, width = int(image.shape[1]), int(image.shape[2])
-    layers = [encode_png(image)] + ([layer] if layer is not None else [])
-    images = "".join(
-        f'<image href="{data_address(png, "image/png")}" width="{width}" height="{height}"/>' for png in layers
-    )
+    layers = [_embedded(image)] + ([data_address(layer, "image/png")] if layer is not None else [])
+    images = "".join(f'<image href="{address}" width="{width}" height="{height}"/>' for address in layers)
     shapes = "".join(_rectangle(name, box) for name, box in boxes)
     label = escape(caption or "picture", quote=True)
     svg = f'<svg class="picture" viewBox="0 0 {width} {height}" role="img" aria-label="{label}">{images}{shapes}</svg>'
@@ -133,6 +132,17 @@ ARROW = (
     "</defs></svg>"
 )
 """Defined once per page; :func:`graph_figure` points to it."""
+
+
+def _embedded(image: Tensor) -> str:
+    """An image as a data address: small ones exactly, large ones shrunk and compressed."""
+    if max(image.shape[1:]) <= SHARP_SIZE:
+        return data_address(encode_png(image), "image/png")
+    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+    picture.thumbnail((SHOWN_SIZE, SHOWN_SIZE))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    return data_address(stream.getvalue(), "image/jpeg")
 
 
 def _rectangle(style: str, box: Sequence[float]) -> str:

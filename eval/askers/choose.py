@@ -8,11 +8,15 @@ from eval.askers.asker import Asker
 from eval.askers.scripted import AnswersFileAsker, ConstantAsker, GoldAsker, ReplayAsker
 from eval.askers.session import Decoding, SessionAsker
 
-KINDS = "gold, constant, constant:TEXT, replay:LOG or answers:FILE"
+KINDS = "transformers:DIR, gold, constant, constant:TEXT, replay:LOG or answers:FILE"
 
 
 def choose_asker(
-    checkpoint: str | Path | None, model: str | None, decoding: Decoding, control: str | None = None
+    checkpoint: str | Path | None,
+    model: str | None,
+    decoding: Decoding,
+    control: str | None = None,
+    boxes: str | None = None,
 ) -> Asker:
     """Who answers.
 
@@ -21,6 +25,7 @@ def choose_asker(
         model: One of :data:`KINDS`, or None.
         decoding: How a model that decodes is asked.
         control: What is taken away from it, or None.
+        boxes: How a model of transformers writes boxes.
 
     Raises:
         ValueError: Unless exactly one of the two is given and is known.
@@ -30,6 +35,10 @@ def choose_asker(
     if checkpoint is not None:
         return SessionAsker(checkpoint, decoding, control)
     kind, _, rest = str(model).partition(":")
+    if kind == "transformers" and rest:
+        from eval.askers.pretrained import TransformersAsker
+
+        return TransformersAsker(rest, decoding, control, boxes)
     if kind == "gold" and not rest:
         return GoldAsker()
     if kind == "constant":

@@ -33,6 +33,7 @@ class Decoding:
         dtype: Of the parameters, "float32" or "bfloat16".
         device: Such as "cpu" or "cuda"; the GPU if there is one by default.
         constrained: Decode under the grammar; never for a reported routing figure.
+        confidence: Log how likely the model found each reply, for calibration.
     """
 
     max_new_tokens: int | None = None
@@ -40,6 +41,7 @@ class Decoding:
     dtype: str = "float32"
     device: str | None = None
     constrained: bool = False
+    confidence: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -107,6 +109,7 @@ class SessionAsker(Asker):
             constrained=self.decoding.constrained,
             batch_size=self.decoding.batch_size,
             eager_calls=False,  # nobody watches, and heads are faster in larger batches
+            log_probabilities=self.decoding.confidence,
         )
 
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
@@ -127,7 +130,8 @@ class SessionAsker(Asker):
             if isinstance(reply, str):
                 rows.append(reply)
             else:
-                rows.append(predicted(benchmark.name, item.sample, item.conversation, item.media, reply))
+                row = predicted(benchmark.name, item.sample, item.conversation, item.media, reply)
+                rows.append(replace(row, rendered=self.session.prompt_text(reply)))
         return rows
 
     def _opening(self, benchmark: Benchmark) -> str | None:

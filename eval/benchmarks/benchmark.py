@@ -30,6 +30,7 @@ from data.media import decode_target, encode_mask
 from data.records import Target
 from data.shards import Sample
 from eval.benchmarks.answer import Answer
+from eval.judges.judge import Judge
 from eval.metrics.statistics import Score
 from eval.prediction import Prediction
 
@@ -57,9 +58,13 @@ class Benchmark(ABC):
 
     Attributes:
         call: The task whose call answers every question, or None; the zeroed control's replies begin with it.
+        needs_judge: Whether a judge decides.
+        judge: The judge, if whoever scores has one.
     """
 
     call: str | None = None
+    needs_judge: bool = False
+    judge: Judge | None = None
 
     def __init__(
         self,

@@ -49,6 +49,7 @@ from eval.prediction import Prediction, silent
 CATALOG = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
 ALLOWED_CLASSES: frozenset[str] = frozenset(
     {
+        "eval.benchmarks.judged.JudgedGrade",
         "eval.benchmarks.metric.ExactMatch",
         "eval.benchmarks.parser.Verbatim",
         "eval.benchmarks.readers.json_lines.JsonLinesReader",
@@ -93,6 +94,7 @@ class CatalogBenchmark(Benchmark):
         self.metric: Metric = build(row["metric"], f"{name}: metric", Metric, extra)
         self.prompt = Prompt(row["prompt"], **({"option": row["option"]} if "option" in row else {}))
         self.call = row.get("call")
+        self.needs_judge = self.metric.needs_judge
         self._last: tuple[Prediction, Answer] | None = None
         super().__init__(
             name,
@@ -129,11 +131,13 @@ class CatalogBenchmark(Benchmark):
 
     def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
         """The metric's scores, named after the benchmark."""
+        self.metric.judge = self.judge
         scores = self.metric.score(Answered(row, self.answer(row)) for row in predictions)
         return {f"{self.name}/{name}": score for name, score in scores.items()}
 
     def right(self, prediction: Prediction) -> bool:
         """As the metric sees it."""
+        self.metric.judge = self.judge
         return self.metric.right(Answered(prediction, self.answer(prediction)))
 
     def constant(self, prediction: Prediction) -> Prediction:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from eval.benchmarks.answer import Answer
 from eval.benchmarks.benchmark import majority, says
+from eval.judges.judge import Judge
 from eval.metrics.statistics import Score
 from eval.metrics.text import exact_match
 from eval.prediction import Prediction
@@ -34,10 +35,12 @@ class Metric(ABC):
     Attributes:
         names: Of its numbers; the benchmark's name is put before them.
         needs_judge: Whether it asks :attr:`judge`; without one its numbers are n/a.
+        judge: Set by whoever scores; never chosen by a row.
     """
 
     names: tuple[str, ...] = ()
     needs_judge: bool = False
+    judge: Judge | None = None
 
     @abstractmethod
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:

@@ -111,7 +111,7 @@ class JudgedBenchmark(ShardBenchmark):
     """What drawing and editing share: a judge trained apart, built when it is first needed."""
 
     @cached_property
-    def judge(self) -> tuple[DigitRecogniser, float]:
+    def recogniser(self) -> tuple[DigitRecogniser, float]:
         """The recogniser for this data, with its own accuracy on held-out scans."""
         return recogniser(int(read_manifest(self.data)["seed"]))
 
@@ -120,7 +120,8 @@ class JudgedBenchmark(ShardBenchmark):
         """How the judge was made and how good it is."""
         return (
             "judged by a support vector machine trained apart on real scans that no drawing was learned from, and by "
-            f"the nearest palette colour; the judge itself is right on {self.judge[1]:.3f} of held-out real renderings"
+            f"the nearest palette colour; the judge itself is right on {self.recogniser[1]:.3f} of held-out real "
+            "renderings"
         )
 
 
@@ -157,7 +158,7 @@ class DrawBenchmark(JudgedBenchmark):
 
     def _look(self, row: Prediction) -> Seen:
         result = row.first_result("image")
-        return Seen(None, None) if result is None else self.judge[0].look(to_pixels(decode_image(result["png"])))
+        return Seen(None, None) if result is None else self.recogniser[0].look(to_pixels(decode_image(result["png"])))
 
 
 class EditBenchmark(JudgedBenchmark):
@@ -209,7 +210,7 @@ class EditBenchmark(JudgedBenchmark):
             after = _resized(after, before)
         mask = decode_mask(row.meta["objects"][row.meta["object"]]["mask"]).numpy()
         digit, colour = int(row.meta["digit"]), str(row.meta["new_colour"])
-        return self.judge[0].judge_edit(to_pixels(before), to_pixels(after), mask, digit, colour)
+        return self.recogniser[0].judge_edit(to_pixels(before), to_pixels(after), mask, digit, colour)
 
 
 def read_manifest(data: Path) -> Mapping[str, Any]:

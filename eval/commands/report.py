@@ -1,25 +1,45 @@
-"""``python -m eval report``: one self-contained page about a run."""
+"""``python -m eval report``: one self-contained page about a run, or about prediction logs."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-HELP = "one self-contained page about a run"
+from eval.commands.list import add_catalog
+from eval.commands.score import add_judge, chosen_judge
+
+HELP = "one self-contained page about a training run, or about prediction logs"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the command's arguments."""
-    parser.add_argument("--run", dest="run_dir", required=True, type=Path, help="run directory: scores, logs, curves")
+    parser.add_argument("files", nargs="*", type=Path, help="logs of one model and of its controls; folders of logs")
+    parser.add_argument(
+        "--run", dest="run_dir", type=Path, help="instead of logs, a run directory: scores, logs, curves"
+    )
     parser.add_argument("--out", required=True, type=Path, help="the page (.html)")
     parser.add_argument("--data", type=Path, help="data directory, if it is not where the logs say")
-    parser.add_argument("--checkpoint", type=Path, help="checkpoint, if it is not where the logs say")
+    parser.add_argument("--checkpoint", type=Path, help="checkpoint of a run, if it is not where the logs say")
+    add_catalog(parser)
+    add_judge(parser)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the page."""
-    from eval.report.page import write_report
+    """Write the page.
 
-    write_report(options.run_dir, options.out, data=options.data, checkpoint=options.checkpoint)
+    Raises:
+        ValueError: Unless either logs or a run directory are given.
+    """
+    from eval.log import find_logs
+    from eval.report.page import write_log_report, write_report
+
+    if bool(options.files) == (options.run_dir is not None):
+        raise ValueError("expected either logs or --run, got " + ("both" if options.files else "neither"))
+    if options.run_dir is not None:
+        write_report(options.run_dir, options.out, data=options.data, checkpoint=options.checkpoint)
+    else:
+        judge = chosen_judge(options, options.files[0])
+        logs = [log for path in options.files for log in find_logs(path)]
+        write_log_report(logs, options.out, data=options.data, catalogs=options.catalog, judge=judge)
     print(f"written to {options.out}")
     return 0

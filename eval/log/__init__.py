@@ -6,7 +6,19 @@ others stay. Resuming is a set difference over (benchmark, key), whatever the ba
 """
 
 from eval.log.format import FORMAT, RUN, Header, LogError, Skipped
-from eval.log.reading import Log, Rows, read_log
+from eval.log.reading import Log, Rows, find_logs, read_log
 from eval.log.writing import PredictionLog, open_log
 
-__all__ = ["FORMAT", "RUN", "Header", "Log", "LogError", "PredictionLog", "Rows", "Skipped", "open_log", "read_log"]
+__all__ = [
+    "FORMAT",
+    "RUN",
+    "Header",
+    "Log",
+    "LogError",
+    "PredictionLog",
+    "Rows",
+    "Skipped",
+    "find_logs",
+    "open_log",
+    "read_log",
+]

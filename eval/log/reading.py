@@ -158,6 +158,21 @@ def read_log(path: str | Path) -> Log:
     return log
 
 
+def find_logs(path: str | Path) -> list[Path]:
+    """The logs that a path stands for: itself, or those that lie in a folder of logs.
+
+    Raises:
+        LogError: If a folder holds none.
+    """
+    path = Path(path)
+    if not path.is_dir() or (path / RUN).is_file():
+        return [path]
+    found = sorted(item for item in path.iterdir() if item.suffix == ".jsonl" or (item / RUN).is_file())
+    if not found:
+        raise LogError(f"{path}: expected a prediction log, or a folder of them, got none")
+    return found
+
+
 def log_files(path: Path) -> list[Path]:
     """The files of a log.
 

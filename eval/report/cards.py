@@ -23,6 +23,7 @@ from data.inspection.drawing import (
 )
 from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
+from eval.benchmarks.answer import Answer
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, decode_image
 from layers.media import Graph
@@ -38,20 +39,22 @@ MASK_LEGEND = (
 )
 """Of a video."""
 _SHOWN = re.compile(r"\[(image|video|audio|graph)\] ?")  # the card shows them
+MAX_BOXES = 20
+MAX_WORDS = 4000
+"""Characters of a text that a card shows."""
 _TOKEN = re.compile(r"(&lt;/?[a-z][a-z0-9_]*&gt;)")
 
 
-def choose(benchmark: Benchmark, predictions: Iterable[Prediction], each: int = 3) -> list[tuple[Prediction, bool]]:
+def choose(judged: Iterable[tuple[Prediction, bool]], each: int = 3) -> list[tuple[Prediction, bool]]:
     """Right and wrong examples, drawn by the hash of their keys and by nothing else.
 
     Args:
-        benchmark: Says what is right.
-        predictions: May be a stream.
+        judged: (prediction, whether it is right); may be a stream.
         each: How many of either; where there are fewer of one, more of the other are shown.
     """
     kept: dict[bool, list[tuple[bytes, Prediction]]] = {True: [], False: []}
-    for row in predictions:
-        own = kept[benchmark.right(row)]
+    for row, is_right in judged:
+        own = kept[is_right]
         own.append((hashlib.sha256(row.key.encode()).digest(), row))
         if len(own) > 4 * each:
             own[:] = sorted(own, key=itemgetter(0))[: 2 * each]
@@ -65,19 +68,26 @@ def samples_of(benchmark: Benchmark, keys: Collection[str]) -> dict[str, Sample]
     return {sample.key: sample for sample in benchmark.records() if sample.key in keys}
 
 
-def card(prediction: Prediction, right: bool, sample: Sample) -> str:
-    """One example as HTML."""
+def card(prediction: Prediction, right: bool, sample: Sample | None, answer: Answer | None = None) -> str:
+    """One example as HTML.
+
+    Args:
+        prediction: What was asked, and what came back.
+        right: Whether it counts as right.
+        sample: With the media; without it none are shown.
+        answer: What was read from the reply, shown where it is not simply the text.
+    """
     tag = f'<span class="tag {"good" if right else "bad"}">{"right" if right else "wrong"}</span>'
     kind = escape(str(prediction.meta.get("question_type", prediction.benchmark)))
     question = _SHOWN.sub("", prediction.prompt.removeprefix("user: ")).strip() or "(spoken)"
     parts = [
         f'<div class="top"><span class="small soft">{kind}</span>{tag}</div>',
         f'<p class="question">{escape(question)}</p>',
-        _media(prediction, sample),
-        _said(prediction),
+        _media(prediction, sample) if sample is not None else "",
+        _said(prediction, answer),
         f'<details><summary class="small">raw reply</summary><code class="raw">{_raw(prediction.raw)}</code></details>',
     ]
-    return f'<article class="card">{"".join(parts)}</article>'
+    return f'<article class="card">{"".join(filter(None, parts))}</article>'
 
 
 def _media(prediction: Prediction, sample: Sample) -> str:
@@ -116,7 +126,8 @@ def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]
     targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
     results = [item for item in prediction.results if item is not None]
     right: list[Overlay] = [("reference", target["value"]) for target in targets if target["type"] == "box"]
-    boxes: list[Overlay] = [("head", r["boxes_xyxy"][0]) for r in results if r["type"] == "boxes" and r["boxes_xyxy"]]
+    found = [item["boxes_xyxy"][:MAX_BOXES] for item in results if item["type"] == "boxes"]
+    boxes: list[Overlay] = [("head", box) for own in found for box in own]
     boxes += [("tokens", region["box_xyxy"]) for region in _regions(prediction.calls)] if right else []
     boxes += right
     references = [decode_mask(target["value"]) for target in targets if target["type"] == "mask"]
@@ -155,8 +166,12 @@ def _regions(calls: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     return [item for call in calls for item in call["groundings"] if item["type"] == "region"]
 
 
-def _said(prediction: Prediction) -> str:
+def _said(prediction: Prediction, answer: Answer | None) -> str:
     rows = [("reply", _reply_words(prediction)), ("reference", _words(prediction.reference))]
+    if answer is not None and answer.parsed and answer.value != prediction.text:
+        rows.insert(1, ("read as", escape(str(answer.value)[:MAX_WORDS])))
+    if answer is not None and not answer.parsed and not prediction.failed:
+        rows.insert(1, ("problem", escape(answer.status)))
     if prediction.meta.get("transcript") and prediction.meta["transcript"] != prediction.reference["text"]:
         rows.append(("spoken", escape(str(prediction.meta["transcript"]))))
     rows += [("problem", escape(f"{error['kind']}: {error['message']}")) for error in prediction.errors]
@@ -177,7 +192,7 @@ def _words(said: Mapping[str, Any]) -> str:
     for call in said["calls"]:
         groundings = f" + {len(call['groundings'])} region" if call["groundings"] else ""
         calls.append(f"<code>{escape(call['task'])}({escape(call['prompt'])}{groundings})</code>{_target_words(call)}")
-    return " ".join(filter(None, [escape(said["text"]), ", ".join(calls)]))
+    return " ".join(filter(None, [escape(_cut(said["text"])), ", ".join(calls)]))
 
 
 def _target_words(call: Mapping[str, Any]) -> str:
@@ -201,4 +216,8 @@ def _result_words(result: Mapping[str, Any] | None) -> str:
 
 
 def _raw(text: str) -> str:
-    return _TOKEN.sub(r"<b>\1</b>", escape(text))
+    return _TOKEN.sub(r"<b>\1</b>", escape(_cut(text)))
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MAX_WORDS else f"{text[:MAX_WORDS]} … ({len(text):,} characters)"

@@ -1,4 +1,4 @@
-"""The page itself: what was trained, scores against controls, learning curves, examples."""
+"""The pages themselves: about a run that was trained here, or about any prediction logs of one model."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from typing import Any
 
 from safetensors import safe_open
 
-from data.inspection.drawing import ARROW
+from eval.benchmarks.benchmark import Benchmark, BenchmarkError
 from eval.benchmarks.lookup import benchmarks_of
-from eval.controls import CONTROLS
+from eval.judges.judge import Judge
 from eval.log import RUN, Log, LogError, read_log
 from eval.report.cards import card, choose, samples_of
 from eval.report.curves import files_of, read_stages, stage_sections
-from eval.score import Scores, check_belongs, verdict
+from eval.report.frame import figure, write_page
+from eval.report.profile import Profile, part_bars
+from eval.report.table import score_section
+from eval.score import Scores, check_belongs, score_files, verdict
 from models.checkpoint import WEIGHTS
 
-CONTROL_WORDS = {
-    "blind": "media removed from the prompt",
-    "shuffled": "media of another sample",
-    "zeroed": "encoded features set to zero; where a call answers, it is made for the model",
-    "random_weights": "the same model, untrained",
-    "constant": "the best constant answer of the validation split",
-}
+LEAD = (
+    "Everything below was measured free-running on held-out data: the model had to write its own task tokens, and a "
+    "reply that does not parse counts as wrong."
+)
 
 
 def write_report(
@@ -50,29 +50,77 @@ def write_report(
     scores: Scores = _json(run / "scores.json") or {}
     phases = read_phases(run / "phases.json")
     sizes = parameter_counts(Path(checkpoint or log.header.info.get("checkpoint", "")) / WEIGHTS)
-    stages = read_stages(run)
+    facts = []
+    if phases:
+        facts.append((clock(sum(seconds for _, seconds in phases)), "from nothing to this page"))
+    if sizes:
+        facts.append((f"{sum(sizes.values()) / 1e6:.1f} M", "parameters"))
     sections = [
         ("trained", "What was trained, and how long", _trained(phases, sizes)),
-        ("scores", "Scores against controls", _scores(scores)),
-        ("examples", "Held-out examples", _examples(logs, data, scores)),
-        ("curves", "Learning curves", _curves(stage_sections(stages))),
+        ("scores", "Scores against controls", score_section(scores)),
+        ("examples", "Held-out examples", _examples(logs, data, (), scores)),
+        ("curves", "Learning curves", _curves(stage_sections(read_stages(run)))),
     ]
-    shown = [(name, title, body) for name, title, body in sections if body]
-    links = "".join(f'<a href="#{name}">{title}</a>' for name, title, _ in shown)
-    body = "".join(f'<section id="{name}"><h2>{title}</h2>{text}</section>' for name, title, text in shown)
-    style = Path(__file__).with_name("style.css").read_text()
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        'content="width=device-width, initial-scale=1"><title>Switchyard: report of a run</title>'
-        f"<style>{style}</style></head><body>{ARROW}<header><h1>One small model that sees, hears, reads graphs, "
-        'points, cuts out and draws</h1><p class="soft">Everything below was measured free-running on held-out data: '
-        "the model had to write its own task tokens, and a reply that does not parse counts as wrong.</p>"
-        f"{_facts(logs, scores, phases, sizes)}<nav>{links}</nav></header><main>{body}</main>"
-        f"{_footer(log)}</body></html>\n"
+    title = "One small model that sees, hears, reads graphs, points, cuts out and draws"
+    write_page(out, title, LEAD, [*facts, *_facts(logs, scores)], sections, _footer(log))
+
+
+def write_log_report(
+    paths: Sequence[str | Path],
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    catalogs: Sequence[str | Path] = (),
+    judge: Judge | None = None,
+) -> None:
+    """Write a page about prediction logs of one model, its own and those of its controls.
+
+    Args:
+        paths: The logs.
+        out: The page.
+        data: Where the benchmarks' files are, if not where the logs say.
+        catalogs: Of benchmark rows beside the shipped ones.
+        judge: For metrics that need one.
+
+    Raises:
+        ValueError: If the logs do not belong together, or none is the model's own.
+    """
+    logs = [read_log(path) for path in paths]
+    own = [log for log in logs if log.header.control is None and not log.header.constrained]
+    if not own:
+        raise ValueError("expected at least one log of the model itself, free-running and without control, got none")
+    scored = [path for path, log in zip(paths, logs, strict=True) if set(log.benchmarks) - set(_inputs(log))]
+    scores = score_files(scored, data, catalogs, judge) if scored else {}
+    name = (
+        own[0].header.info.get("checkpoint")
+        or own[0].header.info.get("replayed")
+        or own[0].header.identity["checkpoint_sha256"]
     )
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page)
+    sections = [
+        ("scores", "Scores against controls", score_section(scores)),
+        ("examples", "Benchmark by benchmark", _examples(own, data, catalogs, scores, judge)),
+    ]
+    write_page(out, f"Evaluation of {Path(str(name)).name}", LEAD, _facts(own, scores), sections, _footer(own[0]))
+
+
+def own_logs(run: Path) -> list[Log]:
+    """The logs of the model itself below a run: files, and folders that processes shared.
+
+    Raises:
+        LogError: If they are of different models.
+        ValueError: If there are none.
+    """
+    found = [path for path in files_of(run, "*.jsonl") if path.name != "quarantine.jsonl"]
+    found = [path.parent if (path.parent / RUN).is_file() else path for path in found]
+    logs = [read_log(path) for path in dict.fromkeys(found)]
+    own = [log for log in logs if log.header.control is None and not log.header.constrained]
+    if not own:
+        raise ValueError(f"expected a prediction log of the model itself below '{run}', got none")
+    first, *others = own
+    for log in others:
+        if log.header.identity["checkpoint_sha256"] != first.header.identity["checkpoint_sha256"]:
+            raise LogError(f"{log.path} and {first.path} are of different checkpoints; a page is about one")
+    return own
 
 
 def read_phases(path: Path) -> list[tuple[str, float]]:
@@ -105,38 +153,19 @@ def clock(seconds: float) -> str:
     )
 
 
-def own_logs(run: Path) -> list[Log]:
-    """The logs of the model itself below a run: files, and folders that processes shared.
-
-    Raises:
-        LogError: If they are of different models.
-        ValueError: If there are none.
-    """
-    found = [path for path in files_of(run, "*.jsonl") if path.name != "quarantine.jsonl"]
-    found = [path.parent if (path.parent / RUN).is_file() else path for path in found]
-    logs = [read_log(path) for path in dict.fromkeys(found)]
-    own = [log for log in logs if log.header.control is None and not log.header.constrained]
-    if not own:
-        raise ValueError(f"expected a prediction log of the model itself below '{run}', got none")
-    first, *others = own
-    for log in others:
-        if log.header.identity["checkpoint_sha256"] != first.header.identity["checkpoint_sha256"]:
-            raise LogError(f"{log.path} and {first.path} are of different checkpoints; a page is about one")
-    return own
-
-
-def _facts(logs: Sequence[Log], scores: Scores, phases: Sequence[tuple[str, float]], sizes: Mapping[str, int]) -> str:
-    facts = []
-    if phases:
-        facts.append((clock(sum(seconds for _, seconds in phases)), "from nothing to this page"))
-    if sizes:
-        facts.append((f"{sum(sizes.values()) / 1e6:.1f} M", "parameters"))
-    facts.append((f"{sum(len(log.keys) for log in logs):,}", "held-out questions asked"))
+def _facts(logs: Sequence[Log], scores: Scores) -> list[tuple[str, str]]:
+    facts = [(f"{sum(len(log.keys) for log in logs):,}", "held-out questions asked")]
     verdicts = [verdict(metric, entry)[1] for metric, entry in scores.items()]
     judged = [met for met in verdicts if met is not None]
     if judged:
         facts.append((f"{sum(judged)} of {len(judged)}", "figures reach what was aimed at"))
-    return '<ul class="facts">' + "".join(f"<li><strong>{a}</strong>{b}</li>" for a, b in facts) + "</ul>"
+    benchmarks = {name for log in logs for name in log.benchmarks}
+    if len(benchmarks) > 1:
+        facts.append((str(len(benchmarks)), "benchmarks"))
+    incomplete = {entry["benchmark"] for entry in scores.values() if entry["n"] < entry["n_expected"]}
+    if incomplete:
+        facts.append((str(len(incomplete)), "benchmarks are incomplete"))
+    return facts
 
 
 def _trained(phases: Sequence[tuple[str, float]], sizes: Mapping[str, int]) -> str:
@@ -159,52 +188,6 @@ def _bars(rows: Sequence[tuple[str, float, str]]) -> str:
     return f'<table class="bars">{"".join(cells)}</table>'
 
 
-def _scores(scores: Scores) -> str:
-    if not scores:
-        return ""
-    heads = ["metric", "value", "± s.e.", "n", "aimed at", "", *(name.replace("_", " ") for name in CONTROLS)]
-    rows = "".join(_score_row(metric, entry) for metric, entry in scores.items())
-    titles = "".join(f"<th>{name}</th>" for name in heads)
-    words = "; ".join(f"<b>{name.replace('_', ' ')}</b>: {text}" for name, text in CONTROL_WORDS.items())
-    details = "".join(_score_details(metric, entry) for metric, entry in scores.items())
-    return (
-        f'<p class="soft small">Controls: {words}. A dash means that the control was not run or means nothing there; '
-        "the reasons are below.</p>"
-        f'<div class="scroll"><table class="scores"><tr>{titles}</tr>{rows}</table></div>'
-        f"<details><summary>Protocols, parts and reasons</summary><dl>{details}</dl></details>"
-    )
-
-
-def _score_row(metric: str, entry: Mapping[str, Any]) -> str:
-    words, met = verdict(metric, entry)
-    tag = {True: ("good", "reached"), False: ("bad", "missed"), None: ("", "")}[met]
-    n = str(entry["n"]) if entry["n"] == entry["n_expected"] else f"{entry['n']} of {entry['n_expected']}"
-    cells = [
-        escape(metric),
-        _figure(entry["value"]),
-        _figure(entry["stderr"]),
-        n,
-        escape(words),
-        f'<span class="tag {tag[0]}">{tag[1]}</span>' if met is not None else "",
-        *(_figure(entry["controls"][name]) for name in CONTROLS),
-    ]
-    styles = ["", ' class="value"', *[""] * (len(cells) - 2)]
-    return "<tr>" + "".join(f"<td{s}>{c}</td>" for s, c in zip(styles, cells, strict=True)) + "</tr>"
-
-
-def _score_details(metric: str, entry: Mapping[str, Any]) -> str:
-    lines = [escape(entry["protocol"])]
-    if "constrained" in entry:
-        lines.append(f"under constrained decoding: {_figure(entry['constrained']['value'])}")
-    parts = [f"{name} {_figure(part['value'])} (n {part['n']})" for name, part in entry["parts"].items()]
-    if parts:
-        lines.append("parts: " + escape("; ".join(parts)))
-    reasons = [f"{name.replace('_', ' ')}: {reason}" for name, reason in entry["controls_na"].items()]
-    if reasons:
-        lines.append("without control " + escape("; ".join(reasons)))
-    return f"<dt>{escape(metric)}</dt><dd>{'<br>'.join(lines)}</dd>"
-
-
 def _curves(charts: str) -> str:
     if not charts:
         return ""
@@ -215,34 +198,53 @@ def _curves(charts: str) -> str:
     return keys + charts
 
 
-def _examples(logs: Sequence[Log], data: str | Path | None, scores: Scores) -> str:
-    of = {name: log for log in logs for name in log.benchmarks}
-    benchmarks = {name: item for log in logs for name, item in benchmarks_of(log, data).items()}
+def _examples(
+    logs: Sequence[Log],
+    data: str | Path | None,
+    catalogs: Sequence[str | Path],
+    scores: Scores,
+    judge: Judge | None = None,
+) -> str:
     sections = ['<p class="soft small">Right and wrong ones, up to three of each, drawn at random and not by hand.</p>']
-    for name, benchmark in benchmarks.items():
-        check_belongs(of[name], benchmark)
-        chosen = choose(benchmark, of[name].rows(name))
-        samples = samples_of(benchmark, [row.key for row, _ in chosen])
-        cards = [card(row, right, samples[row.key]) for row, right in chosen]
-        values = ", ".join(f"{m} {_figure(scores[m]['value'])}" for m in benchmark.metrics if m in scores)
-        title = f'{escape(name.replace("_", " "))} <span class="soft small">{escape(values)}</span>'
-        sections.append(f'<h3 id="{name}">{title}</h3><div class="cards">{"".join(cards)}</div>')
+    for log in logs:
+        for benchmark in benchmarks_of(log, data, catalogs).values():
+            benchmark.judge = judge
+            sections.append(_benchmark(benchmark, log, scores))
     return "".join(sections)
+
+
+def _benchmark(benchmark: Benchmark, log: Log, scores: Scores) -> str:
+    name = benchmark.name
+    check_belongs(log, benchmark)
+    profile = Profile(benchmark)
+    chosen = choose(profile.over(log.rows(name)))
+    try:
+        samples = samples_of(benchmark, [row.key for row, _ in chosen])
+    except BenchmarkError:  # its files are not here: the log alone says what was asked and answered
+        samples = {}
+    cards = [card(row, right, samples.get(row.key), benchmark.answer(row)) for row, right in chosen]
+    own = {metric: scores[metric] for metric in benchmark.metrics if metric in scores}
+    values = ", ".join(f"{metric} {figure(entry['value'])}" for metric, entry in own.items())
+    bars = next((found for found in map(part_bars, own.values()) if found), "")
+    details = bars + profile.figures()
+    shown = f"<details><summary>Parts, lengths, calibration, failures</summary>{details}</details>" if details else ""
+    title = f'{escape(name.replace("_", " "))} <span class="soft small">{escape(values)}</span>'
+    return f'<h3 id="{escape(name, quote=True)}">{title}</h3>{shown}<div class="cards">{"".join(cards)}</div>'
 
 
 def _footer(log: Log) -> str:
     identity, info = log.header.identity, log.header.info
     versions = ", ".join(f"{name} {version}" for name, version in identity["versions"].items() if version)
     return (
-        f"<footer>Checkpoint {escape(identity['checkpoint_sha256'][:12])}, {escape(identity['split'])} split, asked on "
-        f"{escape(str(info.get('device', 'an unknown device')))} {escape(str(info.get('started', '')))}, "
-        f"{escape(identity['session']['decoding'])} decoding in {escape(identity['session']['dtype'])}. "
-        f"{escape(versions)}</footer>"
+        f"Checkpoint {identity['checkpoint_sha256'][:12]}, {identity['split']} split, asked on "
+        f"{info.get('device', 'an unknown device')} {info.get('started', '')}, "
+        f"{identity['session'].get('decoding', '')} decoding in {identity['session'].get('dtype', '')}. {versions}"
     )
 
 
-def _figure(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _inputs(log: Log) -> Mapping[str, Any]:
+    found: Mapping[str, Any] = log.header.info.get("inputs", {})
+    return found
 
 
 def _json(path: Path) -> Any:

@@ -263,7 +263,7 @@ def test_files_without_references(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_the_model_is_chosen_by_what_is_said(tmp_path: Path) -> None:
     assert isinstance(choose_asker(None, "gold", Decoding()), GoldAsker)
     for model in ("golden", "gold:1", "replay", "answers:"):
-        with pytest.raises(ValueError, match="model: expected gold"):
+        with pytest.raises(ValueError, match="model: expected transformers"):
             choose_asker(None, model, Decoding())
     with pytest.raises(ValueError, match="got neither"):
         choose_asker(None, None, Decoding())

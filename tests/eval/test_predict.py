@@ -16,7 +16,7 @@ from eval.__main__ import main
 from eval.askers.asker import question_of
 from eval.askers.session import Decoding, SessionAsker
 from eval.benchmarks.quickstart import quickstart_benchmarks
-from eval.controls import blind, media_donors, random_generalist, swap_media, zeroed
+from eval.controls import blind, media_donors, random_generalist, shuffle_weights, swap_media, zeroed
 from eval.log import LogError, read_log
 from eval.predict import Asking, predict
 from inference.conversation import Conversation
@@ -180,6 +180,34 @@ def test_blind_removes_media_and_keeps_words() -> None:
     conversation = blind(Conversation.ask("how many?", images=[picture(0)]))
     assert [part.type for part in conversation.messages[0].content] == ["text"]
     assert conversation.media == {}
+
+
+def test_all_controls_with_one_flag(
+    checkpoint: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_shards(data, "val", "image_qa", [answer_sample("image_qa", i, "1") for i in range(3)])
+    command = ["predict", "--checkpoint", str(checkpoint), "--data", str(data), "--device", "cpu"]
+    command += ["--benchmark", "image_qa", "--max-new-tokens", "3", "--limit", "4", "--control-limit", "2"]
+    command += ["--out", str(tmp_path / "all")]
+    assert main([*command, "--controls"]) == 0
+    counts = {path.name: len(read_log(path).keys) for path in (tmp_path / "all").iterdir()}
+    assert counts == {"model": 4, "blind": 2, "shuffled": 2, "zeroed": 2, "random_weights": 2}
+    scores = tmp_path / "scores.json"
+    assert main(["score", str(tmp_path / "all"), "--out", str(scores)]) == 0
+    entry = json.loads(scores.read_text())["image_qa"]
+    assert entry["controls_n"] == {"blind": 2, "shuffled": 2, "zeroed": 2, "random_weights": 2, "constant": 4}
+    assert not entry["complete"] and entry["controls_na"] == {}
+    assert main([*command, "--controls", "deaf"]) == 2
+    assert "got ['deaf']" in capsys.readouterr().err
+
+
+def test_of_pretrained_parts_the_values_are_put_in_random_order() -> None:
+    module = torch.nn.ModuleDict({"base": torch.nn.Linear(6, 6), "own": torch.nn.Linear(6, 6)})
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    shuffle_weights(module, ("base.",))
+    assert torch.equal(module["own"].weight, before["own.weight"])
+    assert not torch.equal(module["base"].weight, before["base.weight"])
+    assert torch.equal(module["base"].weight.flatten().sort().values, before["base.weight"].flatten().sort().values)
 
 
 def test_random_weights_share_shapes_and_nothing_else(checkpoint: Path) -> None:

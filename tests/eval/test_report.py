@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -13,11 +14,18 @@ import pytest
 import torch
 
 from data.inspection.drawing import layout, mask_layer
+from data.shards import Sample
 from eval.__main__ import main
+from eval.benchmarks.lookup import benchmarks_of
 from eval.benchmarks.quickstart import quickstart_benchmarks
+from eval.log import read_log
+from eval.metrics.calibration import calibration
+from eval.metrics.statistics import Estimate
 from eval.report.cards import card, choose
+from eval.report.charts import estimate_bars
 from eval.report.curves import read_stages, stage_sections
 from eval.report.page import clock, read_phases
+from eval.report.profile import Profile, confidence_of
 from layers.media import Graph
 from tests.eval.conftest import answer_sample, box_sample, gold, mask_sample, write_log, write_shards
 
@@ -97,13 +105,13 @@ def test_examples_show_right_and_wrong_alike(tmp_path: Path) -> None:
     write_shards(tmp_path, "test", "image_qa", samples)
     benchmark = quickstart_benchmarks(tmp_path, "test", ["image_qa"])["image_qa"]
     rows = [gold(sample, "image_qa") for sample in samples]
-    assert [right for _, right in choose(benchmark, rows)] == [True] * 6
+    assert [right for _, right in choose(Profile(benchmark).over(rows))] == [True] * 6
     rows[4] = replace(rows[4], text="2")
-    assert [right for _, right in choose(benchmark, rows)] == [True] * 5 + [False]
+    assert [right for _, right in choose(Profile(benchmark).over(rows))] == [True] * 5 + [False]
     rows = [replace(row, text="2") if i > 8 else row for i, row in enumerate(rows)]
-    chosen = choose(benchmark, rows)
+    chosen = choose(Profile(benchmark).over(rows))
     assert [right for _, right in chosen] == [True] * 3 + [False] * 3
-    assert chosen == choose(benchmark, rows[::-1])
+    assert chosen == choose(Profile(benchmark).over(rows[::-1]))
     assert "what is it?" not in card(*chosen[0], samples[0])  # this row carries no prompt: a spoken question
 
 
@@ -133,3 +141,87 @@ def test_small_parts() -> None:
     assert read_phases(Path("nowhere.json")) == []
     mask = torch.zeros(4, 4, dtype=torch.bool)
     assert mask_layer(mask[:2], mask).startswith(b"\x89PNG")
+
+
+def questions(number: int) -> list[Sample]:
+    made = []
+    for i in range(number):
+        meta = {"difficulty": i / number, "question_type": "shape" if i % 3 else "<colour>"}
+        made.append(answer_sample("image_qa", i, str(i % 4), meta=meta, question="what " * (1 + i % 5)))
+    return made
+
+
+@pytest.fixture
+def logs(tmp_path: Path) -> tuple[Path, Path]:
+    samples = questions(40)
+    for split in ("test", "val"):
+        write_shards(tmp_path / "data", split, "image_qa", samples)
+    benchmarks = quickstart_benchmarks(tmp_path / "data", "test", ["image_qa"])
+    rows = []
+    for i, sample in enumerate(samples):
+        prompt = "user: [image] " + "what " * (1 + i % 5)
+        row = replace(gold(sample, "image_qa"), log_probability=-0.1 - i / 40, prompt=prompt)
+        rows.append(row if i < 25 else replace(row, text="9", log_probability=-2.0))
+    rows[3] = replace(rows[3], finish_reason="length", text="x" * 100_000)
+    first = write_log(tmp_path / "one" / "log.jsonl", benchmarks, rows)
+    return first, write_log(tmp_path / "two" / "log.jsonl", benchmarks, [gold(item, "image_qa") for item in samples])
+
+
+def check_page(path: Path) -> str:
+    page = path.read_text()
+    parser = Balance()
+    parser.feed(page)
+    assert (parser.wrong, parser.open) == ([], [])
+    assert all(address.startswith(("data:", "#")) for address in parser.addresses)
+    assert not re.search(r"https?://|@import|<script|<colour>", page)
+    return page
+
+
+def test_a_page_about_logs_shows_parts_lengths_difficulty_and_calibration(
+    logs: tuple[Path, Path], tmp_path: Path
+) -> None:
+    assert main(["report", str(logs[0]), "--out", str(tmp_path / "page.html")]) == 0
+    page = check_page(tmp_path / "page.html")
+    for words in ("right by difficulty", "right by words of the question", "calibration: error", "&lt;colour&gt;"):
+        assert words in page
+    assert "cut at the length limit" in page and "quickstart/image_qa@1" in page
+    assert len(page) < 400_000  # the long reply is cut where it is shown
+    assert main(["report", "--out", str(tmp_path / "page.html")]) == 2
+
+
+def test_a_page_about_a_comparison_shows_where_runs_disagree(logs: tuple[Path, Path], tmp_path: Path) -> None:
+    assert main(["compare", *map(str, logs), "--out", str(tmp_path / "page.html")]) == 0
+    page = check_page(tmp_path / "page.html")
+    assert "16 became right, 0 became wrong" in page and page.count('class="two pair"') == 3
+    assert "interval good" in page and "better" in page and "two against one" in page
+
+
+def test_curves_group_equal_places_and_leave_out_what_is_unknown(logs: tuple[Path, Path]) -> None:
+    log = read_log(logs[0])
+    (benchmark,) = benchmarks_of(log).values()
+    profile = Profile(benchmark)
+    assert sum(right for _, right in profile.over(log.rows("image_qa"))) == 24
+    points = profile._curve("question")
+    assert [place for place, _ in points] == pytest.approx(sorted({place for place, _ in points}))
+    assert sum(value.n for _, value in points) == 40 and len(points) <= 5
+    assert len(profile._curve("difficulty")) == 8
+    assert dict(profile.reasons) == {"cut at the length limit": 1}
+    assert math.isnan(confidence_of(gold(questions(1)[0], "image_qa")))
+
+
+def test_calibration_by_hand() -> None:
+    found = calibration([0.2, 0.2, 0.8, 0.8], [False, False, True, False], num_bins=2)
+    assert [level for level, _ in found.bins] == pytest.approx([0.2, 0.8])
+    assert [share.value for _, share in found.bins] == [0.0, 0.5]
+    assert found.error == pytest.approx((0.2 + 0.3) / 2)
+    assert found.brier == pytest.approx((2 * 0.04 + 0.04 + 0.64) / 4)
+    assert len(calibration([0.5], [True]).bins) == 1
+    with pytest.raises(ValueError, match="at least one"):
+        calibration([], [])
+
+
+def test_bars_are_cut_and_scaled() -> None:
+    rows = [(f"part {i}", Estimate(50.0 * i, 3, 1.0)) for i in range(45)]
+    shown = estimate_bars(rows)
+    assert shown.count("<tr>") == 40 and "5 more parts" in shown
+    assert "width:100.0%" not in shown and estimate_bars([]) == ""

@@ -101,6 +101,19 @@ def test_batch_of_one_equals_batch_of_eight(llama):
         torch.testing.assert_close(alone.hidden_states, item.hidden_states, rtol=1e-4, atol=1e-4)
 
 
+def test_log_probabilities_are_those_of_the_whole_sequence(llama):
+    ids = prompts(8)
+    plain, counted = run(llama, ids), run(llama, ids, options={"log_probabilities": True})
+    for row, item, other in zip(ids, counted, plain, strict=True):
+        assert item.token_ids == other.token_ids and other.log_probability is None
+        ended = [STOP] if item.finish_reason == "stop" else []
+        whole = torch.cat([row, torch.tensor(item.token_ids + ended)])
+        with torch.inference_mode():
+            scores = llama.model(whole[None]).logits[0, len(row) - 1 : -1].log_softmax(-1)
+        expected = scores.gather(-1, whole[len(row) :, None]).sum().item()
+        assert item.log_probability == pytest.approx(expected, rel=1e-3)
+
+
 def test_hidden_states_are_those_at_the_generated_tokens(llama):
     ids = prompts(3)
     for row, item in zip(ids, run(llama, ids, max_new_tokens=6), strict=True):

@@ -1,0 +1,1 @@
+"""Doors to other evaluation frameworks, each in an environment of its own."""
