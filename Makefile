@@ -19,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -50,6 +50,10 @@ bench-environments: $(DEV_STAMP) ## Environments of the loaders that ours is mea
 
 bench-encoders: $(DEV_STAMP) ## Towers beside their libraries, loading beside transformers'; also as runs/benchmarks/encoders.json
 	$(VENV_PYTHON) -m benchmarks.encoders $(ARGS)
+
+bench-training: $(DEV_STAMP) ## Lightning's trainer beside a plain loop, and how the cost grows
+	$(VENV_PYTHON) -m benchmarks.lightning_overhead $(ARGS)
+	$(VENV_PYTHON) -m benchmarks.scaling $(ARGS)
 
 bench-data: $(DEV_STAMP) ## Loaders side by side; the table also as runs/benchmarks/data_loading.json
 	$(VENV_PYTHON) -m benchmarks.data_loading $(ARGS)

@@ -5,11 +5,13 @@ python train.py fit --config configs/quickstart/model.yaml --config configs/quic
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from training.cli import TrainCLI
+from training.faults import TrainingFaultError
 
 
 def main(arguments: list[str] | dict[str, Any] | None = None) -> TrainCLI:
@@ -26,4 +28,7 @@ def main(arguments: list[str] | dict[str, Any] | None = None) -> TrainCLI:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except TrainingFaultError as fault:
+        sys.exit(f"error: {fault}")

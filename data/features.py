@@ -75,6 +75,9 @@ class FeatureShards:
             _write(path, text.encode())
         self._look()
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_places": {}, "_opened": set(), "_pending": {}, "_looked": float("-inf")}
+
     def __len__(self) -> int:
         return len(self._places)
 
@@ -84,7 +87,7 @@ class FeatureShards:
     @property
     def num_bytes(self) -> int:
         """Size of the folder."""
-        return sum(path.stat().st_size for path in self.folder.glob("*.safetensors"))
+        return sum(path.stat().st_size for path in self._shards())
 
     def get(self, key: str) -> Tensor | None:
         """(N, d) features, mapped from the file, or None."""
@@ -131,10 +134,14 @@ class FeatureShards:
             print(f"features: '{self.folder}' takes no more items ({reason}); training goes on", flush=True)
         self._look()
 
+    def _shards(self) -> list[Path]:
+        """Those that are whole; a name with a dot in front is still being written, or never was to the end."""
+        return sorted(path for path in self.folder.glob("*.safetensors") if not path.name.startswith("."))
+
     def _look(self) -> None:
         """Find shards that were written since the last look."""
         self._looked = time.monotonic()
-        for path in sorted(self.folder.glob("*.safetensors")):
+        for path in self._shards():
             if path.name not in self._opened:
                 self._opened.add(path.name)
                 file = safe_open(path, framework="pt")

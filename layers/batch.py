@@ -107,6 +107,13 @@ class Batch:
     counts: dict[str, int] = field(default_factory=dict)
     instructions: list[Tensor] = field(default_factory=list)
 
+    @property
+    def sample_lengths(self) -> list[int]:
+        """Tokens per sample, without a segment of padding."""
+        if not self.keys:
+            return self.segment_lengths
+        return [length for length, key in zip(self.segment_lengths, self.keys, strict=True) if key != PADDING]
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device."""
         return replace(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -62,8 +62,8 @@ class Generalist(nn.Module):
         experts: The pool of frozen experts that heads share, but for those that were given one of their own.
 
     Attributes:
-        in_step: Whether other processes wait for this one's gradients. Then every trainable parameter takes part in
-            the graph, used by the pack or not, so that processes with other modalities run the same collectives.
+        in_step: How every trainable parameter takes part in the graph, used or not, where other processes wait for this
+            one's gradients (:func:`models.touch.touch`).
 
     Raises:
         ValueError: If the parts do not fit together, naming what was expected and what was given.
@@ -96,7 +96,7 @@ class Generalist(nn.Module):
         self.router.bind(self.vocabulary)
         self._check_parts()
         self._query_slots = self._build_query_slots()
-        self.in_step = False
+        self.in_step: Literal[False, "visits", "zeros"] = False
         self.register_buffer("situation_of", self._situation_of(), persistent=False)
 
     @classmethod
@@ -163,9 +163,8 @@ class Generalist(nn.Module):
     def _features(self, kind: str, batch: MediaBatch) -> Tensor:
         """(ΣN, d) of a frozen encoder that gave them before, or what the encoder gives."""
         known = [item for item in batch.features if item is not None]
-        if known and len(known) == len(batch.items):
-            return torch.cat(known)
-        return self.encode(kind, batch.items, batch.layout)
+        complete = known and len(known) == len(batch.items)
+        return torch.cat(known) if complete else self.encode(kind, batch.items, batch.layout)
 
     def encode(self, kind: str, items: Sequence[Mapping[str, Tensor]], layout: Layout) -> Tensor:
         """(ΣN, d) features of processed items of one modality."""
@@ -202,7 +201,9 @@ class Generalist(nn.Module):
         encoded = self.encode_media(batch.media)
         embeds = self.embed(batch.input_ids[0])
         if self.in_step and torch.is_grad_enabled():
-            embeds = embeds + touch(self.parameters(), embeds)  # all come by here, before the language model
+            embeds = embeds + touch(
+                self.parameters(), embeds, self.in_step == "zeros"
+            )  # all come by here, before the language model
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
         conditions = self.conditions(batch.input_ids[0].split(batch.segment_lengths), batch.instructions)

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
+from transformers import AttentionInterface
 
+from models.attention import ATTENTION_NAME, switchyard_attention
 from models.generalist import Generalist
 
 
@@ -22,14 +24,14 @@ class Acceleration:
     Args:
         recomputed: Patterns (``re.search``) of repeated layers, such as ``^language_model`` or ``^encoders.image``,
             whose activations are computed again in the backward pass instead of kept; about a third more arithmetic.
-        compiled: Compile the language model's layers. Give the data module ``static_shapes``, or every new length of a
-            pack is compiled anew.
+        compiled: Compile the language model's layers with this backend of torch.compile, such as ``inductor``. Give the
+            data module ``static_shapes``, or every new length of a pack is compiled anew. Attention stays as it is.
         float8: Compute the language model's linear layers in eight bits (needs torchao, and a GPU of compute capability
             8.9). Layers whose sizes are no multiples of 16 stay as they are.
     """
 
     recomputed: Sequence[str] = field(default_factory=list)
-    compiled: bool = False
+    compiled: str | None = None
     float8: bool = False
 
 
@@ -51,9 +53,11 @@ def accelerate(generalist: Generalist, acceleration: Acceleration) -> None:
             )
         for module in found:
             _recompute(module)
-    if acceleration.compiled:
+    if acceleration.compiled is not None:
+        # Segments differ from pack to pack, and attention over them is a kernel of its own.
+        AttentionInterface.register(ATTENTION_NAME, torch.compiler.disable(switchyard_attention))
         for block in generalist.language_model.blocks:
-            block.compile()
+            block.compile(backend=acceleration.compiled)
 
 
 def repeated_layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -88,9 +92,7 @@ def _to_float8(generalist: Generalist) -> None:
     try:
         from torchao.float8 import convert_to_float8_training
     except ImportError as error:
-        raise ValueError(
-            f"model.init_args.acceleration.float8: expected torchao (pip install torchao): {error}"
-        ) from None
+        raise ValueError(f"model.init_args.acceleration.float8: expected the extra float8 (torchao): {error}") from None
 
     def suits(module: nn.Module, name: str) -> bool:
         return isinstance(module, nn.Linear) and module.in_features % 16 == 0 and module.out_features % 16 == 0

@@ -95,7 +95,10 @@ def describe_packs(packs: Sequence[Batch]) -> str:
     """Sizes of packs: ``2048 tokens (12 samples, 9 image), 1990 tokens (...)``."""
     told = []
     for pack in packs:
-        parts = [f"{len(pack.keys)} samples", *(f"{len(item.items)} {kind}" for kind, item in pack.media.items())]
+        parts = [
+            f"{len(pack.sample_lengths)} samples",
+            *(f"{len(item.items)} {kind}" for kind, item in pack.media.items()),
+        ]
         told.append(f"{pack.input_ids.shape[1]} tokens ({', '.join(parts)})")
     return ", ".join(told)
 

@@ -116,6 +116,7 @@ def _describe(generalist: Generalist, kind: str, precision: str) -> tuple[str, d
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     device = generalist.device
+    hooks = {hook.__qualname__ for part in encoder.modules() for hook in part._forward_pre_hooks.values()}
     about: dict[str, object] = {
         "modality": kind,
         "encoder": f"{type(encoder).__module__}.{type(encoder).__qualname__}",
@@ -123,6 +124,7 @@ def _describe(generalist: Generalist, kind: str, precision: str) -> tuple[str, d
         "settings": repr(encoder),
         "processor": json.loads(json.dumps(encoder.processor.fingerprint())),  # type: ignore[operator, union-attr]
         "precision": precision,
+        "hooks": sorted(hooks),  # parts that a callback keeps in full precision
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "torch": re.sub(r"\+.*", "", torch.__version__),
     }

@@ -34,8 +34,8 @@ from training.processes.lockstep import (
     settle_untouched,
     step_totals,
 )
-from training.processes.sharding import built_once, is_sharded, whole_state
-from training.processes.strategies import check_strategy, exchange_gradients, is_sharding, spread
+from training.processes.sharding import built_once, is_sharded, reshard, whole_state
+from training.processes.strategies import check_strategy, exchange_gradients, is_sharding, spread, uses_deepspeed
 
 
 class Recipe(L.LightningModule):
@@ -108,7 +108,7 @@ class Recipe(L.LightningModule):
         super().__init__()
         self.automatic_optimization = False
         self.generalist_config: dict[str, Any] = plain_config(generalist)
-        self.save_hyperparameters(ignore=["generalist", "init_from"])
+        self.save_hyperparameters(ignore=["generalist", "init_from", "balance", "acceleration", "features"])
         validate_config(self.generalist_config)
         self.trainable = trainable
         self.init_from = init_from or []
@@ -174,7 +174,7 @@ class Recipe(L.LightningModule):
             return
         trainer = self._trainer
         if trainer is not None:
-            check_strategy(trainer, bool(self.muon))
+            check_strategy(trainer, bool(self.muon), self.features is not None, self.max_grad_norm)
         check_sources(self.init_from, load_tokenizer(self.generalist_config["tokenizer"]))
         sharded = trainer is not None and is_sharding(trainer.strategy)
         with built_once(self.global_rank if sharded else 0):
@@ -225,7 +225,7 @@ class Recipe(L.LightningModule):
         with memory_explained(step, batch.packs):
             sums = self.update(batch, counts)
         if self.grad_norm is not None:
-            self.finite.note(step, self.grad_norm, sums, [key for pack in batch.packs for key in pack.keys])
+            self.finite.note(step, self.grad_norm, sums, [key for pack in batch.packs for key in pack.keys if key])
         if self.average is not None:
             self.average.update(self.generalist, step)
         scheduler: Any = self.lr_schedulers()
@@ -248,7 +248,8 @@ class Recipe(L.LightningModule):
             Loss name -> detached sum over this process's packs, for the log.
         """
         sums = self.accumulate(batch, counts)
-        settle_untouched(self.generalist, counts)
+        if not uses_deepspeed(self.trainer):
+            settle_untouched(self.generalist, counts)
         self.optimize(batch)
         return sums
 
@@ -261,7 +262,7 @@ class Recipe(L.LightningModule):
         sums: dict[str, Tensor] = {}
         packs = list(batch.packs)
         if is_sharded(self.generalist):
-            packs += [self._empty_pack(packs[-1])] * (int(counts[MOST_PACKS]) - len(packs))
+            packs += [empty_pack(self.generalist, packs[-1])] * (int(counts[MOST_PACKS]) - len(packs))
         for index, pack in enumerate(packs):
             number = index * self.trainer.world_size + self.global_rank
             torch.manual_seed(_step_seed(self.seed, self.global_step, number))
@@ -320,7 +321,7 @@ class Recipe(L.LightningModule):
         """Sum the losses of held-out packs; they are normalised at the end of the epoch."""
         number = batch_idx * self.trainer.world_size + self.global_rank
         torch.manual_seed(_step_seed(self.seed, number, 0))
-        for pack in batch.packs or ([self._empty_pack()] if is_sharded(self.generalist) else []):
+        for pack in batch.packs or ([empty_pack(self.generalist)] if is_sharded(self.generalist) else []):
             for name, term in self.pack_losses(pack).items():
                 total, count = self._validation.get(name, (0.0, 0))
                 self._validation[name] = (total + float(term.total), count + term.count)
@@ -333,6 +334,7 @@ class Recipe(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log held-out losses per task and head, over the packs of all processes."""
+        reshard(self.generalist)
         if self.average is not None:
             self.average.swap(self.generalist)
         for name, (total, count) in sorted(add_up(self._validation).items()):
@@ -342,7 +344,8 @@ class Recipe(L.LightningModule):
         """Export the checkpoint directory."""
         if self.keeper is not None:
             self.keeper.flush()
-            print(f"features: {self.keeper.report()}", flush=True)
+            if self.trainer.is_global_zero:
+                print(f"features: {self.keeper.report()}", flush=True)
         if self.export is None or self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         if self.average is not None:
@@ -361,9 +364,6 @@ class Recipe(L.LightningModule):
     def _global_counts(self, counts: Mapping[str, int], num_packs: int) -> dict[str, float]:
         names = sorted({*self.weights, *(f"{MEDIA}{kind}" for kind in self.generalist.encoders)})
         return step_totals(counts, num_packs, names, self.device)
-
-    def _empty_pack(self, like: Batch | None = None) -> Batch:
-        return empty_pack(self.generalist.plan(), like).to(self.device)
 
     def _log_losses(self, stage: str, sums: Mapping[str, Tensor], counts: Mapping[str, float]) -> None:
         if many_processes():

@@ -68,7 +68,7 @@ class StepLoader:
         for number, item in enumerate(loader, first):
             step, bad = item.unpack(slots) if isinstance(item, Parcel) else item
             if order is None:
-                self.quarantine.num_samples += len(bad) + sum(len(pack.keys) for pack in step.packs)
+                self.quarantine.num_samples += len(bad) + sum(len(pack.sample_lengths) for pack in step.packs)
             self.quarantine.add(bad)
             self.progress.next_step = number + 1
             yield step

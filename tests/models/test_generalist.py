@@ -29,7 +29,7 @@ def test_every_mixture_trains(generalist: Generalist, names: list[str]) -> None:
     plan = generalist.plan()
     batch = pack([rendered(name, plan) for name in names], plan)
     generalist.train().zero_grad(set_to_none=True)
-    generalist.in_step = True
+    generalist.in_step = "visits"
     trained = {name: p for name, p in generalist.named_parameters() if p.requires_grad}
     nodes = {name: p.view_as(p).grad_fn.next_functions[0][0] for name, p in trained.items()}  # as DDP finds them
     visited: set[str] = set()

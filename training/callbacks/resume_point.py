@@ -15,6 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from training.faults import NotSavedError, StoppedError, TrainingFaultError, explained
@@ -105,7 +106,7 @@ class ResumePoint(Checkpoint):
         if received == signal.SIGUSR1 and (job := _slurm_job()) and trainer.is_global_zero:
             queued = subprocess.run(["scontrol", "requeue", job], check=False).returncode == 0
             told += f"; job {job} " + ("is queued again" if queued else "could not be queued again: run it yourself")
-        raise StoppedError(f"{told}; the same command continues", 128 + received)
+        raise StoppedError(f"{told}; the same command continues", 0 if _is_child(trainer) else 128 + received)
 
     def _restore_signals(self) -> None:
         for number, handler in self._before.items():
@@ -181,8 +182,9 @@ def _is_last(trainer: L.Trainer) -> bool:
 
 
 def _is_whole(path: Path) -> bool:
-    if path.is_dir():  # of FSDP2: the description is written last
-        return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
+    if path.is_dir():  # of FSDP2, whose descriptions are written last, or of DeepSpeed
+        described = (path / ".metadata").is_file() and (path / "meta.pt").is_file()
+        return described or (path / "checkpoint").is_dir()
     return zipfile.is_zipfile(path)
 
 
@@ -201,6 +203,12 @@ def _sync(path: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _is_child(trainer: L.Trainer) -> bool:
+    """Whether Lightning started this process; it kills the one that did where a child ends with another status."""
+    environment = getattr(trainer.strategy, "cluster_environment", None)
+    return isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
 
 
 def _slurm_job() -> str | None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from layers.batch import Batch
 from models.generalist import Generalist
-from models.plan import BatchPlan
 
 MEDIA = "media/"
 """Before a modality's name, among the counts of a step: how many of its items the packs hold."""
@@ -80,17 +79,17 @@ def add_up(values: Mapping[str, tuple[float, int]]) -> dict[str, tuple[float, in
     return totals
 
 
-def empty_pack(plan: BatchPlan, like: Batch | None = None) -> Batch:
+def empty_pack(generalist: Generalist, like: Batch | None = None) -> Batch:
     """A pack from which nothing is learned: two tokens of text, for a process that has fewer packs than another.
 
     Args:
-        plan: The model's plan.
-        like: A pack whose device and length it takes.
+        generalist: The model, on whose device it is.
+        like: A pack whose length it takes.
     """
-    tokenizer = plan.tokenizer
+    tokenizer = generalist.tokenizer
     token = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     length = 2 if like is None else like.input_ids.shape[1]
     ids = torch.full((1, length), token)
-    instructions: list[Tensor] = [ids[0, :2]] if plan.with_instructions else []
+    instructions: list[Tensor] = [ids[0, :2]] if generalist.language_model.gate is not None else []
     pack = Batch(ids, torch.full_like(ids, -100), torch.arange(length)[None], [length], instructions=instructions)
-    return pack if like is None else pack.to(like.input_ids.device)
+    return pack.to(generalist.device)

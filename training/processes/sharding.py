@@ -100,6 +100,13 @@ def whole_state(module: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def reshard(module: nn.Module) -> None:
+    """Have a module's parameters be this process's parts; a forward without a backward leaves the root's gathered."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()
+
+
 def is_sharded(module: nn.Module) -> bool:
     """Whether :func:`shard` spread it."""
     return isinstance(module, FSDPModule)

@@ -63,15 +63,19 @@ class FullyShardedStrategy(ModelParallelStrategy):
         super().setup_environment()
 
 
-StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes", override=True)
+def register_strategies() -> None:
+    """Have ``--trainer.strategy fsdp2`` mean :class:`FullyShardedStrategy`."""
+    StrategyRegistry.register("fsdp2", FullyShardedStrategy, description="FSDP2 over all processes", override=True)
 
 
-def check_strategy(trainer: Trainer, uses_muon: bool) -> None:
+def check_strategy(trainer: Trainer, uses_muon: bool, keeps_features: bool, max_grad_norm: float) -> None:
     """Refuse what a recipe cannot train with, before anything is built.
 
     Args:
         trainer: With its strategy and precision.
         uses_muon: Whether some matrices are Muon's.
+        keeps_features: Whether frozen encoders run outside the model's forward.
+        max_grad_norm: DeepSpeed clips to it by itself.
 
     Raises:
         ValueError: Naming the argument, what was expected and what was given.
@@ -83,23 +87,32 @@ def check_strategy(trainer: Trainer, uses_muon: bool) -> None:
             "set data_parallel_size to the number of processes, or use fsdp2"
         )
     if isinstance(strategy, DeepSpeedStrategy):
-        stage = (strategy.config or {}).get("zero_optimization", {}).get("stage", 0)
+        config: dict[str, Any] = strategy.config or {}
+        stage = config.get("zero_optimization", {}).get("stage", 0)
         if stage not in (1, 2):
             raise ValueError(
                 f"trainer.strategy: expected DeepSpeed's ZeRO stage 1 or 2, got {stage}; use fsdp2 instead"
             )
         if uses_muon:
             raise ValueError("model.init_args.muon: DeepSpeed cuts matrices into flat pieces; expected none, got some")
+        config["gradient_clipping"] = max_grad_norm
     elif not isinstance(strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
         raise ValueError(
             "trainer.strategy: expected ddp, fsdp2, deepspeed_stage_1 or deepspeed_stage_2, "
             f"got {type(strategy).__name__}"
         )
+    if keeps_features and getattr(strategy, "shard_frozen", False):
+        raise ValueError("model.init_args.features: expected encoders that are whole, got shard_frozen of fsdp2")
     if str(trainer.precision).startswith("16"):
         raise ValueError(
             f"trainer.precision: expected bf16-mixed, bf16-true or 32-true, got {trainer.precision}: "
             "losses would have to be scaled"
         )
+
+
+def uses_deepspeed(trainer: Trainer) -> bool:
+    """Whether gradients are DeepSpeed's business, clipping included."""
+    return isinstance(trainer.strategy, DeepSpeedStrategy)
 
 
 def is_sharding(strategy: Any) -> bool:
@@ -138,10 +151,10 @@ def exchange_gradients(module: Any, last: bool) -> Iterator[None]:
         last: Whether the pack is the step's last.
     """
     model, generalist = module.trainer.model, module.generalist
-    sharded = is_sharded(generalist)
-    if isinstance(module.trainer.strategy, DeepSpeedStrategy):
+    sharded, how = is_sharded(generalist), "visits"
+    if uses_deepspeed(module.trainer):
         model.set_gradient_accumulation_boundary(last)
-        last = True
-    generalist.in_step = many_processes() and (sharded or last)
+        last, how = True, "zeros"
+    generalist.in_step = how if many_processes() and (sharded or last) else False
     with nullcontext() if last or sharded or not hasattr(model, "no_sync") else model.no_sync():
         yield

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-_PRELOADED = ("tests.training.preloaded",)
+_PRELOADED = ("tests.training.processes.preloaded",)
 
 
 def run_ranks(

@@ -15,7 +15,7 @@ from data.packing import merge_counts, pack
 from layers.batch import Batch, Step
 from models.plan import BatchPlan
 from tests.tiny import rendered, tiny_config
-from tests.training.ranks import rank
+from tests.training.processes.ranks import rank
 from training.processes.strategies import FullyShardedStrategy
 from training.recipe import Recipe
 
@@ -80,32 +80,66 @@ def train_steps(
     num_packs: int,
     in_double: bool = False,
     steps: int = 2,
+    language_model: dict[str, Any] | None = None,
     **recipe_arguments: Any,
 ) -> None:
     """Train on steps of ``num_packs`` packs over all processes; the first writes gradients, norms and weights."""
     torch.manual_seed(0)
     arguments = {"trainable": ["."], "warmup_steps": 0, "max_grad_norm": 0.5, "export": None, **recipe_arguments}
-    recipe = ObservedRecipe(generalist=tiny_config(folder), **arguments)
+    config = tiny_config(folder)
+    config["language_model"] = language_model or config["language_model"]
+    recipe = ObservedRecipe(generalist=config, **arguments)
     recipe.observed, recipe.in_double = Observed(), in_double
     plan, own = recipe.plan(), rank() if world_size > 1 else 0
     batches = []
     for step in range(steps):
         packs = packs_of(plan, range(step * num_packs + own, (step + 1) * num_packs, world_size))
         batches.append(Step(packs, merge_counts(packs)))
-    trainer = Trainer(
+    sharding = FullyShardedStrategy(save_distributed_checkpoint=False)
+    trainer = _trainer(folder / name, sharding if strategy == "fsdp2" else strategy, world_size, steps, recipe.observed)
+    trainer.fit(recipe, DataLoader(batches, batch_size=None))
+    if own == 0:
+        found = recipe.observed
+        torch.save([found.gradients, found.norms, found.weights], folder / f"{name}.pt")
+
+
+def _trainer(root: Path, strategy: Any, world_size: int, steps: int, *callbacks: Callback) -> Trainer:
+    return Trainer(
         accelerator="cpu",
         devices=world_size,
-        strategy=FullyShardedStrategy(save_distributed_checkpoint=False) if strategy == "fsdp2" else strategy,
+        strategy=strategy,
         max_steps=steps,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        callbacks=[recipe.observed],
-        default_root_dir=folder / name,
+        callbacks=list(callbacks),
+        default_root_dir=root,
     )
-    trainer.fit(recipe, DataLoader(batches, batch_size=None))
-    if own == 0:
-        found = recipe.observed
-        torch.save([found.gradients, found.norms, found.weights], folder / f"{name}.pt")
+
+
+def run_train(arguments: list[str], expected: int | None = None) -> None:
+    """``train.py`` in this process; it may end with a status."""
+    from train import main
+
+    try:
+        main(arguments)
+    except SystemExit as end:
+        if end.code != expected:
+            raise
+
+
+def show_parts(folder: Path, trainable: list[str], shard_frozen: bool) -> None:
+    """Write down which parameters FSDP2 shards, and which modules gather by themselves."""
+    from torch.distributed.fsdp import FSDPModule
+
+    recipe = Recipe(generalist=tiny_config(folder), trainable=trainable, export=None)
+    trainer = _trainer(folder / "parts", FullyShardedStrategy(shard_frozen=shard_frozen), 2, 1)
+    packs = packs_of(recipe.plan(), range(rank(), 2, 2))
+    trainer.fit(recipe, DataLoader([Step(packs, merge_counts(packs))], batch_size=None))
+    if rank() == 0:
+        sharded = {n: isinstance(p, DTensor) for n, p in recipe.generalist.named_parameters()}
+        units = [name for name, module in recipe.generalist.named_modules() if isinstance(module, FSDPModule)]
+        trained = {n for n, p in recipe.generalist.named_parameters() if p.requires_grad}
+        torch.save([sharded, units, trained], folder / "parts.pt")

@@ -1,0 +1,1 @@
+"""Arms that train the same steps."""
