@@ -31,6 +31,8 @@ class EditingHead(PictureHead):
         batch_size: Calls that the pipeline answers at once.
     """
 
+    draws_layouts = True  # on an earlier drawing that the call refers to
+
     def __init__(
         self,
         expert: PipelineExpert,

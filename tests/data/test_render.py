@@ -16,6 +16,7 @@ from data.index import ShardReader, ensure_index
 from data.media import decode_media, decode_target
 from data.records import Message, Part, Record
 from data.render import IGNORED, Rendered, RenderedSize, RenderError, render, render_prompt, rendered_size
+from data.render.groundings import grounding_of
 from data.shards import expand
 from data.stream import render_sample
 from layers.calls import Region, ResultRef, TimeSpan
@@ -129,6 +130,17 @@ def test_a_calls_media_are_those_before_it(plan: BatchPlan) -> None:
     assert [item.media for item in rendered.calls] == [[0], [0, 1, 2]]
     # the second box lies on the second image, 16x64 letterboxed to 8x32 right of 12 columns of padding
     assert rendered.calls[1].call.groundings == (Region((12 / 32, 0.0, 16 / 32, 8 / 32)),)
+
+
+def test_regions_of_a_drawing_are_fractions_of_their_canvas(plan: BatchPlan) -> None:
+    box = {"type": "region", "box_xyxy": [16, 0, 64, 32], "canvas": [64, 64]}
+    call = Part("call", task="ground", prompt="it", groundings=(box,))
+    with pytest.raises(ValueError, match="expected one on the latest image, got one on an empty canvas"):
+        render_prompt((user(Part("image", media="i"), text("?")), assistant(call)), RAW, plan)
+    written, model = grounding_of(box, [], 0)
+    assert written == Region((16, 0, 64, 32), (64, 64)) and model == Region((0.25, 0.0, 1.0, 0.5))
+    with pytest.raises(ValueError, match=r"x2 <= 64.0 and y1 < y2 <= 64.0"):
+        grounding_of({**box, "box_xyxy": [16, 0, 65, 32]}, [], 0)
 
 
 def test_time_spans_are_fractions_of_the_latest_clip(plan: BatchPlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +12,11 @@ import pytest
 import soundfile
 import torch
 from PIL import Image
+from rich.console import Console
 
-from demos.ask import main
-from layers.calls import Call, Region
+from demos.ask import main, show, write_results
+from inference.conversation import Conversation, Reply
+from layers.calls import AudioResult, Call, Region, VideoResult
 from models.build import build_generalist
 from models.checkpoint import save_checkpoint
 from models.generalist import Generalist
@@ -208,3 +211,20 @@ def test_help_shows_every_option(capsys):
     assert stopped.value.code == 0
     for word in ("--checkpoint", "--image", "--audio", "--graph", "--constrained", "--out", "node_texts"):
         assert word in printed
+
+
+def test_sounds_and_videos_are_written_and_notes_are_told(tmp_path, capsys):
+    sound = AudioResult(Call("sound", "a dog barks"), torch.rand(1, 800), 8000, notes=("it did not read 'loudly'",))
+    film = VideoResult(Call("film", "a dog runs"), torch.zeros(3, 3, 16, 16, dtype=torch.uint8), 5.0)
+    region = Region((0.1, 0.1, 0.5, 0.5), (1.0, 1.0))
+    calls = (sound.call, replace(film.call, groundings=(region,)))
+    reply = Reply("there", calls, (sound, film), (), (), "there", "stop", {})
+    files = write_results(Conversation.ask("?"), reply, tmp_path, 8)
+    assert {path.name for path in tmp_path.iterdir()} == {"call0_sound.wav", "call1_film.mp4", "reply.json"}
+    written = json.loads((tmp_path / "reply.json").read_text())["calls"]
+    assert written[0]["result"] == {"samples": 800, "sample_rate": 8000} and written[0]["notes"] == list(sound.notes)
+    assert written[1]["result"] == {"frames": 3, "size": [16, 16], "fps": 5.0}
+    show(reply, files, Console(width=200))
+    printed = capsys.readouterr().out
+    assert "0.10 s of sound at 8000 Hz" in printed and "3 frames of 16x16 pixels, 5 a second" in printed
+    assert "call 0 (sound): it did not read 'loudly'" in printed and "of a canvas of 1x1" in printed

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import io
 import json
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from PIL import Image
+from PIL import Image, ImageSequence
 
-from data.media import MediaError
-from inference.files import read_audio, read_graph, read_image
+from data.media import MediaError, Video, measure
+from inference import files
+from inference.files import encode_audio, encode_frames, read_audio, read_graph, read_image
 
 
 def test_an_image_is_turned_as_its_exif_says(tmp_path):
@@ -94,3 +96,37 @@ def test_a_graph_that_contradicts_itself_is_refused(tmp_path, value):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(OSError, match="nowhere"):
         read_image(tmp_path / "nowhere.png")
+
+
+def test_sounds_are_written_as_they_are():
+    waveform = torch.stack([torch.linspace(-1.5, 1.5, 800), torch.zeros(800)])
+    for kind in ("flac", "wav"):
+        samples, rate = soundfile.read(io.BytesIO(encode_audio(waveform, 8000, kind)), dtype="float32")
+        assert rate == 8000 and samples.shape == (800, 2)
+        assert np.abs(samples.T - waveform.clamp(-1, 1).numpy()).max() < 1e-4
+    with pytest.raises(ValueError, match="flac or wav, got 'mp3'"):
+        encode_audio(waveform, 8000, "mp3")
+    with pytest.raises(ValueError, match="finite"):
+        encode_audio(waveform * float("nan"), 8000)
+
+
+def test_videos_are_written_and_read_again(monkeypatch):
+    frames = torch.zeros(5, 3, 15, 21, dtype=torch.uint8)
+    frames[2:, 0] = 255  # it turns red
+    data, kind = encode_frames(frames, 12.5)
+    video = Video("made.mp4", data, measure("made.mp4", data))
+    assert kind == "mp4" and video.size == (22, 16, 5), "even sides"
+    read, seconds = video.sample(5)
+    assert seconds == pytest.approx([i / 12.5 for i in range(5)])
+    assert [int(frame[0].float().mean() > 128) for frame in read] == [0, 0, 1, 1, 1]
+
+    def missing(*_):
+        raise ModuleNotFoundError("No module named 'av'")
+
+    monkeypatch.setattr(files, "encode_video", missing)
+    data, kind = encode_frames(frames, 12.5)
+    with Image.open(io.BytesIO(data)) as image:
+        shown = [frame.info["duration"] for frame in ImageSequence.Iterator(image)]
+        assert kind == "gif" and image.size == (21, 15) and sum(shown) == 400  # equal frames are joined
+    with pytest.raises(ValueError, match="at least one frame"):
+        encode_frames(frames[:0], 8.0)
