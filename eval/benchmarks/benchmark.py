@@ -19,6 +19,7 @@ Their class paths stand in :data:`eval.benchmarks.catalog.ALLOWED_CLASSES`; noth
 from __future__ import annotations
 
 import base64
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -36,6 +37,7 @@ from eval.prediction import Prediction
 
 TEXT_ONLY = "the prompt has no media"
 HEAD_NEEDS_MEDIA = "without its media the task is not available, so the score is 0 by construction; see zeroed"
+_NAME = re.compile(r"[\w.-]+")
 FAILED_IS_WRONG = "free-running; a reply that does not parse or is cut at the length limit is wrong"
 
 
@@ -77,6 +79,8 @@ class Benchmark(ABC):
         without: Mapping[str, str] | None = None,
         generation: Mapping[str, Any] | None = None,
     ) -> None:
+        if not _NAME.fullmatch(name):  # it becomes part of file names
+            raise BenchmarkError(f"benchmark name: expected letters, digits, '_', '-' and '.', got {name!r}")
         self.name = name
         self.metrics = tuple(metrics)
         self.protocol = protocol

@@ -256,6 +256,8 @@ def test_files_without_references(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "expected a prompt" in capsys.readouterr().err
     assert main([*command, "--prompt", "what?"]) == 0
     assert len(read_log(tmp_path / "command").keys) == 4
+    with pytest.raises(BenchmarkError, match="benchmark name"):
+        InputFiles("../mine", [folder])
     with pytest.raises(BenchmarkError, match="got none"):
         list(InputFiles("mine", [tmp_path / "log" / "claims"], "x").records())
 

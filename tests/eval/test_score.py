@@ -3,20 +3,32 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import yaml
+from rich.console import Console
 
 from data.records import Part
 from eval.__main__ import main
+from eval.askers.scripted import ConstantAsker, GoldAsker
+from eval.benchmarks import catalog
 from eval.benchmarks.benchmark import Benchmark
+from eval.benchmarks.lookup import find_benchmarks
+from eval.benchmarks.metric import Answered, Metric
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.controls import CONTROLS
 from eval.log import LogError
+from eval.metrics.statistics import Score
+from eval.predict import Asking, predict
 from eval.prediction import Prediction
 from eval.score import PARSES_BY_CONSTRUCTION, score_files, verdict
+from eval.tally import Tally
 from tests.eval.conftest import answer_sample, call_sample, gold, write_log, write_shards
+from tests.eval.test_catalog import QUESTIONS, ROW, write_questions
 
 Run = tuple[dict[str, Benchmark], list[Prediction]]
 
@@ -104,3 +116,66 @@ def test_verdicts() -> None:
     assert verdict("node_family", {"value": 0.5, "controls": {**nothing, "zeroed": 0.41}})[1] is False
     assert verdict("node_family", {"value": 0.5, "controls": {**nothing, "zeroed": 0.3}})[1] is True
     assert verdict("node_family", {"value": 0.5, "controls": nothing}) == ("", None)
+
+
+class CorpusMetric(Metric):
+    """A number of the corpus as a whole."""
+
+    names = ("corpus",)
+
+    def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
+        tally = Tally()
+        for item in answers:
+            tally.add(item.row, float(item.answer.parsed))
+        return {"corpus": tally.mean("all of it", corpus=True, scale=100.0)}
+
+    def right(self, answered: Answered) -> bool:
+        return answered.answer.parsed
+
+
+def test_a_limit_makes_a_corpus_metric_meaningless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine = f"{__name__}.CorpusMetric"
+    monkeypatch.setattr(catalog, "ALLOWED_CLASSES", catalog.ALLOWED_CLASSES | {mine})
+    write_questions(tmp_path, QUESTIONS)
+    rows = tmp_path / "rows.yaml"
+    rows.write_text(yaml.safe_dump({"three": {**ROW, "metric": {"class_path": mine}}}))
+    benchmarks = find_benchmarks(tmp_path, "test", ["three"], [rows])
+    for limit, out in ((None, "all"), (2, "part")):
+        predict(GoldAsker(), benchmarks, tmp_path / out, Asking(limit=limit), Console(quiet=True))
+    assert "meaningless" not in score_files([tmp_path / "all"], catalogs=[rows])["three/corpus"]
+    assert score_files([tmp_path / "part"], catalogs=[rows])["three/corpus"]["meaningless"]
+    assert main(["score", str(tmp_path / "part"), "--catalog", str(rows)]) == 0
+    shown = capsys.readouterr().out
+    assert "100.000 ?" in shown and "means nothing on a part" in shown
+
+
+def test_memory_does_not_grow_with_what_was_said(tmp_path: Path) -> None:
+    """Ten times as many replies of ten thousand characters each: what is kept of them is a few numbers."""
+    write_questions(tmp_path, [{**QUESTIONS[0], "id": f"q{i}"} for i in range(600)])
+    rows = tmp_path / "rows.yaml"
+    rows.write_text(yaml.safe_dump({"three": ROW}))
+    benchmarks = find_benchmarks(tmp_path, "test", ["three"], [rows])
+    peaks = []
+    for number in (60, 600):
+        out = tmp_path / str(number)
+        predict(ConstantAsker("x" * 10_000), benchmarks, out, Asking(limit=number), Console(quiet=True))
+        tracemalloc.start()
+        score_files([out], catalogs=[rows])
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] - peaks[0] < 1_000_000  # the replies alone are 5.4 MB more
+
+
+def test_parse_failures_and_routing_stand_beside_every_score(run: Run, tmp_path: Path) -> None:
+    benchmarks, rows = run
+    broken = [
+        replace(row, errors=[{"kind": "unclosed", "message": "x"}]) if i < 2 else row for i, row in enumerate(rows)
+    ]
+    scores = score_files([write_log(tmp_path / "log.jsonl", benchmarks, broken)])
+    failures = scores["image_qa"]["parse_failure"]
+    assert (failures["value"], failures["n"], failures["reasons"]) == (0.25, 8, {"unclosed call": 2})
+    assert "routing" not in scores["image_qa"]
+    assert scores["routing_f1"]["routing"]["f1"]["value"] == 1.0
+    assert scores["image_qa"]["protocol_id"] == "quickstart/image_qa@1"

@@ -1,0 +1,1 @@
+"""Arms of the benchmark of evaluation: answering questions about images, decoding, and scoring logs."""

@@ -1,0 +1,137 @@
+"""One way of answering, timed in a process of its own; prints its seconds and a fingerprint of what it answered.
+
+transformers is given its inputs ready; ours renders within the time that is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # arms are started as scripts
+
+from benchmarks.evaluation.model import conversations
+from data.render import render_prompt
+from inference.choosing import DecodingOptions
+from inference.decoding import Start, decode
+from inference.session import Session
+from models.generalist import Generalist
+
+NEW, PROMPT = 12, 64
+Answers = list[list[int]]
+
+
+def six_questions(folder: Path, way: str, num_images: int) -> tuple[Callable[[], Answers], int]:
+    """Replies to six questions per image, of :data:`NEW` tokens at most."""
+    asked = conversations(num_images)
+    if way == "ours":
+        session = Session.from_pretrained(folder / "ours", "cpu", max_new_tokens=NEW, batch_size=18, eager_calls=False)
+        return lambda: [list(reply.token_ids) for reply in session.generate(asked)], len(asked)
+    generalist = Generalist.from_pretrained(str(folder / "ours"))
+    model = LlavaForConditionalGeneration.from_pretrained(folder / "theirs").eval()
+    plan, encoder = generalist.plan(), generalist.encoders["image"]
+    place = plan.vocabulary.media_ids["image"]
+    prompts, pixels = [], []
+    for item in asked:
+        rendered = render_prompt(item.messages, item.media, plan)
+        ids = torch.tensor(rendered.input_ids)
+        prompts.append(torch.where(ids == place, model.config.image_token_id, ids))
+        pixels.append(encoder.normalise(rendered.media[0].inputs["pixel_values"]))  # type: ignore[operator]
+    batch = {"theirs-1": 1, "theirs-16": 16}[way]
+    order = sorted(range(len(asked)), key=lambda index: len(prompts[index]))
+    never = list(range(len(plan.tokenizer), model.config.text_config.vocab_size))
+
+    def answer() -> Answers:
+        answers: dict[int, list[int]] = {}
+        for start in range(0, len(order), batch):
+            chosen = order[start : start + batch]
+            width = max(len(prompts[index]) for index in chosen)
+            ids = torch.stack([_left(prompts[index], width, 0) for index in chosen])
+            mask = torch.stack([_left(torch.ones_like(prompts[index]), width, 0) for index in chosen])
+            images = torch.stack([pixels[index] for index in chosen])
+            out = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=mask,
+                pixel_values=images,
+                max_new_tokens=NEW,
+                do_sample=False,
+                suppress_tokens=never,
+            )
+            for index, row in zip(chosen, out[:, width:].tolist(), strict=True):
+                answers[index] = row[: row.index(1)] if 1 in row else row
+        return [answers[index] for index in range(len(asked))]
+
+    return answer, len(asked)
+
+
+def decoding(folder: Path, way: str, batch: int, dtype: torch.dtype, new: int) -> tuple[Callable[[], Answers], int]:
+    """Continuations of random prompts, all of the same length."""
+    model = LlavaForConditionalGeneration.from_pretrained(folder / "theirs", dtype=dtype).eval()
+    ids = torch.randint(3, 250, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    if way == "theirs":
+
+        def continue_theirs() -> Answers:
+            out = model.generate(  # type: ignore[operator]
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=new,
+                min_new_tokens=new,
+                do_sample=False,
+            )
+            rows: Answers = out[:, PROMPT:].tolist()
+            return rows
+
+        return continue_theirs, batch * new
+    generalist = Generalist.from_pretrained(str(folder / "ours")).to(dtype)
+    banned = torch.zeros(generalist.language_model.vocab_size, dtype=torch.bool)
+    banned[1] = True
+
+    def continue_ours() -> Answers:
+        starts = [Start(generalist.embed(row)) for row in ids]
+        found = decode(generalist, starts, DecodingOptions(new), stop_ids=[1], never_sampled=banned)
+        return [item.token_ids for item in found]
+
+    return continue_ours, batch * new
+
+
+def _left(row: torch.Tensor, width: int, filler: int) -> torch.Tensor:
+    return torch.nn.functional.pad(row, (width - len(row), 0), value=filler)
+
+
+def main() -> None:
+    """Answer once to warm up, and once on the clock."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--work", choices=("six_questions", "decode"), required=True)
+    parser.add_argument("--way", required=True)
+    parser.add_argument("--images", type=int, default=6)
+    parser.add_argument("--batch", type=int, default=1)
+    parser.add_argument("--new", type=int, default=128)
+    given = parser.parse_args()
+    with torch.inference_mode():
+        if given.work == "six_questions":
+            work, count = six_questions(given.folder, given.way, given.images)
+        else:
+            work, count = decoding(given.folder, given.way, given.batch, torch.float32, given.new)
+        work()
+        started = time.perf_counter()
+        answers = work()
+        seconds = time.perf_counter() - started
+    values: dict[str, Any] = {"seconds": seconds, "per_second": count / seconds}
+    values["fingerprint"] = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
+    values["versions"] = {name: version(name) for name in ("torch", "transformers")}
+    print(json.dumps(values))
+
+
+if __name__ == "__main__":
+    main()
