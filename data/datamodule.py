@@ -17,10 +17,12 @@ from data.mixtures import Mixture, PackSchedule, Source
 from data.quarantine import Quarantine
 from data.shards import expand
 from data.stream import EvalLoader, Oversize, SampleSet, StepDataset, StepLoader, Streaming, StreamingSteps
+from data.stream.samples import shards_of
 from models.plan import BatchPlan
 
 Reading = Literal["indexed", "streaming"]
 _STREAMING_GRACE = 20
+_SOURCES, _VAL = "data.init_args.sources", "data.init_args.val_sources"
 
 
 class PackedDataModule(LightningDataModule):
@@ -112,9 +114,17 @@ class PackedDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Index shards that have no index yet, once per machine."""
-        for source in (*(self.sources if self.reading == "indexed" else ()), *self.val_sources):
-            for path in expand(source.path):
-                ensure_index(path)
+        for key, sources in ((_SOURCES, self.sources if self.reading == "indexed" else []), (_VAL, self.val_sources)):
+            for number, source in enumerate(sources):
+                for path in shards_of(source, f"{key}[{number}]"):
+                    ensure_index(path)
+
+    def setup(self, stage: str) -> None:
+        """Look at what is there before a model is loaded for it: too long samples, sources without any."""
+        if stage == "fit" and self.reading == "indexed":
+            self.train_samples()
+        if self.val_sources:
+            self.val_samples()
 
     @property
     def next_step(self) -> int:
@@ -140,13 +150,13 @@ class PackedDataModule(LightningDataModule):
     def train_samples(self) -> SampleSet:
         """The training samples under the plan."""
         if self._train is None:
-            self._train = self._open(self.sources)
+            self._train = self._open(self.sources, _SOURCES)
         return self._train
 
     def val_samples(self) -> SampleSet:
         """The validation samples under the plan."""
         if self._val is None:
-            self._val = self._open(self.val_sources)
+            self._val = self._open(self.val_sources, _VAL)
         return self._val
 
     def train_dataloader(self) -> StepLoader:
@@ -242,8 +252,13 @@ class PackedDataModule(LightningDataModule):
             self.pad_to,
         )
 
-    def _open(self, sources: Sequence[Source]) -> SampleSet:
-        return SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache, self.pad_to)
+    def _open(self, sources: Sequence[Source], key: str) -> SampleSet:
+        samples = SampleSet(sources, self._known_plan(), self.max_tokens, self.oversize, self.cache, self.pad_to, key)
+        for number, source in enumerate(sources):
+            if source.weight and not (samples.source_of == number).any():
+                reason = samples.bad[-1].reason
+                raise ValueError(f"{key}[{number}] '{source.title}': expected usable samples, got none; one: {reason}")
+        return samples
 
     def _quarantine(self, samples: SampleSet) -> Quarantine:
         quarantine = Quarantine(self._quarantine_path(), samples.num_samples, self.max_quarantined)

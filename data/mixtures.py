@@ -180,7 +180,7 @@ class PackSchedule:
             if unknown:
                 raise ValueError(f"curriculum: expected sources {self.titles}, got {unknown}")
         for step in (0, *(stage.until for stage in self.mixture.curriculum)):
-            if not sum(self._amounts(step)):
+            if not sum(self.amounts(step)):
                 raise ValueError(f"training stream: expected a usable sample at step {step}, got none")
         nothing = [np.empty(0, dtype=np.int64)] * len(sources)
         self._rounds = [_Round(0, np.zeros(len(sources)), nothing)]
@@ -245,7 +245,7 @@ class PackSchedule:
             number += 1
         return max(1, number // self.packs_per_step)
 
-    def _amounts(self, step: int) -> np.ndarray:
+    def amounts(self, step: int) -> np.ndarray:
         """(sources,) samples that a round beginning at this step takes."""
         stage = next((item for item in self.mixture.curriculum if step < item.until), None)
         weights = np.array(
@@ -268,7 +268,7 @@ class PackSchedule:
             return self._packs[index]
         start = self._rounds[index]
         step = start.first_pack // self.packs_per_step
-        amounts = self._amounts(step)
+        amounts = self.amounts(step)
         shares = [
             np.concatenate([start.waiting[source], self._share(source, start.places[source], amount)])
             if amount

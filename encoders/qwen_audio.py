@@ -14,6 +14,7 @@ from transformers.masking_utils import create_bidirectional_mask
 from encoders.speech import HOP, AudioProcessor
 from layers.encoder import Encoder
 from layers.layout import ItemLayout, Layout
+from layers.pretrained import load_pretrained
 
 
 @dataclass
@@ -70,7 +71,7 @@ class Qwen2AudioTower(Encoder):
     def __init__(self, pretrained: str | None = None, config: dict[str, Any] | None = None) -> None:
         super().__init__()
         if pretrained is not None:
-            self.tower = Qwen2AudioEncoder.from_pretrained(pretrained, use_safetensors=True, **(config or {}))
+            self.tower = load_pretrained(Qwen2AudioEncoder, pretrained, **(config or {}))
         else:
             self.tower = Qwen2AudioEncoder(Qwen2AudioEncoderConfig(**(config or {})))
         self.bases = {} if pretrained is None else {"tower.": pretrained}

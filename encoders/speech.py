@@ -22,6 +22,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 from layers.encoder import Encoder
 from layers.layout import ItemLayout, Layout
 from layers.media import Audio
+from layers.pretrained import load_pretrained
 
 SAMPLE_RATE = 16_000
 HOP = 160
@@ -191,7 +192,7 @@ class WavLMBranch(nn.Module):
         super().__init__()
         fixed: dict[str, Any] = {"apply_spec_augment": False, "layerdrop": 0.0}
         if isinstance(wavlm, str):
-            self.model = WavLMModel.from_pretrained(wavlm, local_files_only=True, use_safetensors=True, **fixed)
+            self.model = load_pretrained(WavLMModel, wavlm, local_files_only=True, **fixed)
         else:
             self.model = WavLMModel(WavLMConfig(**{**wavlm, **fixed}))
         config = self.model.config
@@ -317,7 +318,8 @@ def weighted_sum(states: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 def _load_whisper(whisper: Mapping[str, Any] | str) -> WhisperEncoder:
     if isinstance(whisper, str):
-        return WhisperModel.from_pretrained(whisper, local_files_only=True, use_safetensors=True).encoder
+        encoder: WhisperEncoder = load_pretrained(WhisperModel, whisper, local_files_only=True).encoder
+        return encoder
     return WhisperEncoder(WhisperConfig(**whisper))
 
 

@@ -13,7 +13,7 @@ def run_command(room: str, names: Sequence[str], description: str, arguments: Se
 
     Args:
         room: The room.
-        names: Its commands.
+        names: Its commands; ``prove-packing`` is the module ``prove_packing``.
         description: What they are for.
         arguments: The command line without the program's name; that of the process by default.
 
@@ -25,7 +25,7 @@ def run_command(room: str, names: Sequence[str], description: str, arguments: Se
     parser = argparse.ArgumentParser(prog=f"python -m {room}", description=description)
     subparsers = parser.add_subparsers(dest="command", required=True)
     for name in wanted:
-        module = import_module(f"{room}.commands.{name}")
+        module = import_module(f"{room}.commands.{name.replace('-', '_')}")
         command = subparsers.add_parser(name, help=module.HELP, description=module.HELP)
         module.configure(command)
         command.set_defaults(run=module.run)

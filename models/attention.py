@@ -129,8 +129,8 @@ def switchyard_attention(
     if query.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         # In bf16 the CPU's fused kernel takes seven times as long in its backward, and loses digits on the way.
         with torch.autocast("cpu", enabled=False):
-            tensors = (tensor.float() for tensor in (query, key, value))
-            return _per_segment(*tensors, packing, scaling, dropout, sliding_window, softcap, s_aux), None
+            q, k, v = query.float(), key.float(), value.float()
+            return _per_segment(q, k, v, packing, scaling, dropout, sliding_window, softcap, s_aux), None
     return _per_segment(query, key, value, packing, scaling, dropout, sliding_window, softcap, s_aux), None
 
 

@@ -52,6 +52,16 @@ def plain_config(config: Any) -> Any:
     return config
 
 
+def merge_config(base: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """``base`` with ``changes`` over it, mapping by mapping; lists and plain values are replaced."""
+    merged = dict(base)
+    for name, value in changes.items():
+        before = merged.get(name)
+        both = isinstance(before, Mapping) and isinstance(value, Mapping)
+        merged[name] = merge_config(before, value) if both else value  # type: ignore[arg-type]
+    return merged
+
+
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Generalist, "generalist")

@@ -125,7 +125,7 @@ def load_checkpoint(
     with nullcontext() if manifest["bases"] else parameters_on_meta():
         generalist = build_generalist(config, extra_classes)
     if verify:
-        _check_bases(generalist, manifest["bases"])
+        check_bases(generalist, manifest["bases"])
     try:
         with safe_open(directory / WEIGHTS, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -218,8 +218,20 @@ def _describe_base(path: str) -> dict[str, Any]:
     return {"id": location.name if files else path, "sha256": {file.name: file_sha256(file) for file in files}}
 
 
-def _check_bases(generalist: Generalist, declared: Mapping[str, Any]) -> None:
-    for prefix, path in declared_bases(generalist).items():
+def check_bases(generalist: Generalist, declared: Mapping[str, Any], prefixes: Collection[str] | None = None) -> None:
+    """Compare what a model's parts were loaded from with a manifest's ``bases``.
+
+    Args:
+        generalist: The model.
+        declared: Parameter prefix -> base.
+        prefixes: Only these parts; all of the model's by default.
+
+    Raises:
+        CheckpointError: If the files are not the same.
+    """
+    bases = declared_bases(generalist)
+    for prefix in bases if prefixes is None else prefixes:
+        path = bases.get(prefix, "nowhere")
         expected, got = declared.get(prefix, {}).get("sha256"), _describe_base(path)["sha256"]
         if expected != got:
             raise CheckpointError(f"base of '{prefix}' at '{path}': expected sha256 {expected}, got {got}")

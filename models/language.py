@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache
 
+from layers.pretrained import load_pretrained
 from models.adapters.conditioned_experts import ConditionedExperts, Situations, add_conditioned_experts
 from models.adapters.lora import Lora, add_lora
 from models.adapters.lora_experts import LoraExperts, add_experts
 from models.adapters.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
+from models.adapters.quantization import Quantization, quantized
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
 from models.token_loss import chunked_cross_entropy, linear_cross_entropy
 from models.token_rows import TokenRows
@@ -46,6 +48,8 @@ class LanguageModel(nn.Module):
             :class:`models.adapters.lora_experts.LoraExperts`.
         conditioned_experts: Mixtures of whole layers by what a token is: arguments of
             :class:`models.adapters.conditioned_experts.ConditionedExperts`; not beside updates.
+        quantization: Of the frozen weights of ``pretrained``: arguments of
+            :class:`models.adapters.quantization.Quantization`.
 
     Raises:
         ValueError: If a layer's attention cannot be served (named), or neither ``model_type`` nor ``pretrained`` is
@@ -66,6 +70,7 @@ class LanguageModel(nn.Module):
         prompt_gate: PromptGate | None = None,
         lora_experts: LoraExperts | None = None,
         conditioned_experts: ConditionedExperts | None = None,
+        quantization: Quantization | None = None,
     ) -> None:
         super().__init__()
         overrides = dict(config or {})
@@ -76,14 +81,20 @@ class LanguageModel(nn.Module):
         else:
             raise ValueError("expected model_type (with config) or pretrained, got neither")
         check_attention_layers(hf_config)
-        arguments: dict[str, Any] = {"attn_implementation": ATTENTION_NAME, "trust_remote_code": False}
+        arguments: dict[str, Any] = {"attn_implementation": ATTENTION_NAME}
         if pretrained is not None:
-            model = AutoModelForCausalLM.from_pretrained(
-                pretrained, config=hf_config, revision=revision, use_safetensors=True, **arguments
-            )
+            arguments |= {"revision": revision, **quantized(quantization)}
+            model = load_pretrained(AutoModelForCausalLM, pretrained, hf_config, **arguments)
+        elif quantization is not None:
+            raise ValueError("quantization: expected pretrained, whose weights it stores in four bits, got none")
         else:
-            model = AutoModelForCausalLM.from_config(hf_config, **arguments)
+            model = AutoModelForCausalLM.from_config(hf_config, trust_remote_code=False, **arguments)
+        if quantization is not None and lora is None:
+            raise ValueError(
+                "quantization: expected lora beside it, since weights in four bits are not trained, got none"
+            )
         self.model = model
+        self.quantization = quantization
         self.bases: Mapping[str, str] = {} if pretrained is None else {"model.": pretrained}
         self._add_adapters(lora, prompt_gate, lora_experts)
         self.situations: Situations | None = None
@@ -192,7 +203,7 @@ class LanguageModel(nn.Module):
                 self._packed(self.embed(ids), positions, lengths)
             finally:
                 hook.remove()
-        return self.gate(caught[0][0], lengths)
+        return self.gate(torch.cat(caught, dim=1)[0], lengths)
 
     @property
     def blocks(self) -> nn.ModuleList:

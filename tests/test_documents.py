@@ -157,7 +157,7 @@ def test_every_requirement_has_its_tested_version() -> None:
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pinned = dict(line.split("==") for line in lines)
     assert all(re.fullmatch(r"[\w.]+", version) for version in pinned.values())
-    assert wanted - {_normal(name) for name in pinned} == set()
+    assert wanted - {_normal(name) for name in pinned} - {_normal(project["name"])} == set()  # an extra names others
 
 
 def _normal(name: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from layers.commands import run_command
 
-COMMANDS = ("cache",)
+COMMANDS = ("cache", "prove-packing")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,7 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    return run_command("training", COMMANDS, "What goes with train.py.", arguments)
+    return run_command("training", COMMANDS, "Look into what a fit does; `train.py` trains.", arguments)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
-from models.checkpoint import TOKENIZER, WEIGHTS, CheckpointError
+from models.checkpoint import MANIFEST, TOKENIZER, WEIGHTS, CheckpointError, check_bases
 from models.generalist import Generalist
 from models.tokenizer import load_tokenizer
 
@@ -68,21 +69,45 @@ def check_sources(sources: Sequence[InitFrom], tokenizer: PreTrainedTokenizerBas
 def load_weights(generalist: Generalist, source: InitFrom) -> None:
     """Copy a source's tensors into the model, strictly.
 
+    A layer that has got an adapter since takes the weights of the layer without. What a checkpoint does not store
+    because it is its base's, this model has to have from the same base.
+
     Raises:
-        CheckpointError: If its tensors do not fit, naming them.
+        CheckpointError: If its tensors do not fit, naming them, or the base is another.
     """
     tensors = {source.prefix + name: tensor for name, tensor in load_file(source.file).items()}
+    kept = _kept_from_bases(generalist, source)
     state = {name: value for name, value in generalist.state_dict().items() if name.startswith(source.prefix)}
-    tied = {value.data_ptr() for name, value in state.items() if name in tensors}
+    given = {name: _stored_name(name, tensors.keys() | kept) for name in state}
+    tied = {state[name].data_ptr() for name, stored in given.items() if stored in tensors}
     new = [re.compile(pattern) for pattern in source.allow_new]
     missing = [
         name
         for name, value in state.items()
-        if name not in tensors and value.data_ptr() not in tied and not any(p.search(name) for p in new)
+        if given[name] is None and value.data_ptr() not in tied and not any(p.search(name) for p in new)
     ]
-    wrong = [name for name, value in tensors.items() if name not in state or state[name].shape != value.shape]
+    found = {name: tensors[stored] for name, stored in given.items() if stored in tensors}
+    wrong = [name for name in tensors if name not in given.values()]
+    wrong += [name for name, value in found.items() if state[name].shape != value.shape]
     if missing or wrong:
         raise CheckpointError(
             f"init_from '{source.path}': missing {missing[:5]}, unexpected or of another shape {wrong[:5]}"
         )
-    generalist.load_state_dict(tensors, strict=False)
+    generalist.load_state_dict(found, strict=False)
+
+
+def _stored_name(name: str, stored: Collection[str]) -> str | None:
+    """The name under which a source has a tensor of the model, or None."""
+    return next((n for n in (name, name.replace(".base_layer.", ".")) if n in stored), None)
+
+
+def _kept_from_bases(generalist: Generalist, source: InitFrom) -> frozenset[str]:
+    """Names that a checkpoint directory leaves to its bases."""
+    manifest = Path(source.path) / MANIFEST
+    if not manifest.is_file():
+        return frozenset()
+    value = json.loads(manifest.read_text())
+    kept = frozenset(value.get("from_bases", []))
+    used = [prefix for prefix in value["bases"] if any(name.startswith(prefix) for name in kept)]
+    check_bases(generalist, value["bases"], used)
+    return kept

@@ -6,6 +6,7 @@ bf16 is several times faster than fp32 on a CPU with AVX512-BF16 or AMX, and man
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -37,6 +38,23 @@ class Speed:
     def best_gflops(self) -> float | None:
         """GFLOP/s in the chosen precision, or None if nothing was measured."""
         return self.gflops.get("bf16" if self.precision == "bf16-mixed" else "fp32")
+
+
+def suit_precision(parameters: Iterable[nn.Parameter], precision: str) -> None:
+    """Give parameters the type that a trainer's precision takes for granted; pretrained ones come as they were stored.
+
+    In mixed precision what is trained is kept in float32, since most updates are smaller than a step of bfloat16, and
+    what is frozen stays as it is, at half the memory. In full precision everything is float32 (or float64).
+
+    Args:
+        parameters: Frozen or not, as they will be.
+        precision: "bf16-mixed", "32-true", ...; of "bf16-true" Lightning takes care.
+    """
+    full = {"32-true": torch.float32, "64-true": torch.float64}.get(precision)
+    for parameter in parameters:
+        wanted = full or (torch.float32 if precision.endswith("mixed") and parameter.requires_grad else None)
+        if wanted is not None and parameter.is_floating_point() and parameter.dtype != wanted:
+            parameter.data = parameter.data.to(wanted)
 
 
 def choose_precision(seconds: float = _SECONDS) -> Speed:

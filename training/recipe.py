@@ -12,7 +12,7 @@ from torch import Tensor
 
 from layers.batch import Batch, Step
 from layers.head import LossTerm
-from models.build import build_generalist, plain_config, validate_config
+from models.build import build_generalist, merge_config, plain_config, validate_config
 from models.checkpoint import save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist
 from models.plan import BatchPlan
@@ -25,6 +25,7 @@ from training.init_from import InitFrom, check_sources, load_weights
 from training.moving_average import MovingAverage
 from training.muon import muon_adamw
 from training.optimizer import clip_gradients, global_grad_norm, parameter_groups, set_trainable, warmup_cosine
+from training.precision import suit_precision
 from training.processes.lockstep import (
     MEDIA,
     MOST_PACKS,
@@ -78,6 +79,7 @@ class Recipe(L.LightningModule):
         export: Folder of the checkpoint directory written at the end of a fit, under the trainer's root; None: none.
         acceleration: Recomputed or compiled layers, products in eight bits.
         features: Keep what frozen encoders give on disk, and run them once per item.
+        changes: What a stage changes in ``generalist``, merged over it mapping by mapping: an adapter, a head.
         average_decay: Decay of an exponential moving average of the weights, with which the model is validated and
             exported; None: none.
     """
@@ -104,11 +106,12 @@ class Recipe(L.LightningModule):
         acceleration: Acceleration | None = None,
         features: FrozenFeatures | None = None,
         average_decay: float | None = None,
+        changes: dict | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.generalist_config: dict[str, Any] = plain_config(generalist)
-        self.save_hyperparameters(ignore=["generalist", "init_from", "balance", "acceleration", "features"])
+        self.generalist_config: dict[str, Any] = merge_config(plain_config(generalist), plain_config(changes or {}))
+        self.save_hyperparameters(ignore=["generalist", "init_from", "balance", "acceleration", "features", "changes"])
         validate_config(self.generalist_config)
         self.trainable = trainable
         self.init_from = init_from or []
@@ -182,6 +185,8 @@ class Recipe(L.LightningModule):
             for source in self.init_from if not sharded or self.global_rank == 0 else ():
                 load_weights(generalist, source)
         set_trainable(generalist, self.trainable)
+        if trainer is not None:
+            suit_precision(generalist.parameters(), str(trainer.precision))
         self.generalist = generalist
         self.weights = self._resolve_loss_weights(generalist)
         self.prepare()

@@ -58,30 +58,43 @@ def write_contact_sheet(gallery: Gallery, summary: str, path: str | Path) -> Non
         summary: HTML above them.
         path: Where to.
     """
-    style = Path(__file__).with_name("contact_sheet.css").read_text()
     sections = "".join(
         f"<section><h2>{escape(task)} <span class='soft'>{escape(split)}</span></h2>"
         f"<div class='cards'>{''.join(map(card, samples))}</div></section>"
         for (split, task), samples in gallery.samples().items()
     )
-    page = (
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'><title>Samples</title>"
-        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
-        f"<style>{style}</style></head><body>{ARROW}<header><h1>Samples</h1>{summary}</header>{sections}</body></html>"
-    )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text(page, encoding="utf-8")
+    Path(path).write_text(page("Samples", summary, sections), encoding="utf-8")
 
 
-def card(sample: Sample) -> str:
-    """One sample as HTML; what does not decode is said in its place."""
+def page(title: str, summary: str, sections: str) -> str:
+    """A whole page in the contact sheet's style.
+
+    Args:
+        title: Its heading.
+        summary: HTML below it.
+        sections: HTML of the rest, such as :func:`card`.
+    """
+    style = Path(__file__).with_name("contact_sheet.css").read_text()
+    return (
+        f"<!doctype html><html lang='en'><head><meta charset='utf-8'><title>{escape(title)}</title>"
+        "<meta name='viewport' content='width=device-width, initial-scale=1'>"
+        f"<style>{style}</style></head><body>{ARROW}<header><h1>{escape(title)}</h1>{summary}</header>{sections}"
+        "</body></html>"
+    )
+
+
+def card(sample: Sample, below: str = "") -> str:
+    """One sample as HTML, and what stands below it; what does not decode is said in its place."""
     turns = []
     for message in sample.record.messages:
         parts = "".join(_part(part, sample) for part in message.content)
         turns.append(f"<div class='turn {message.role}'><span class='role'>{message.role}</span>{parts}</div>")
     meta = ", ".join(f"{name}: {value}" for name, value in sample.record.meta.items() if _short(value))
     told = f"<p class='soft small'>{escape(meta)}</p>" if meta else ""
-    return f"<article class='card'><p class='soft small'>{escape(sample.key)}</p>{''.join(turns)}{told}</article>"
+    return (
+        f"<article class='card'><p class='soft small'>{escape(sample.key)}</p>{''.join(turns)}{below}{told}</article>"
+    )
 
 
 def histogram(values: Sequence[float], title: str, bins: int = 24) -> str:

@@ -12,7 +12,7 @@ from data.media import decode_media, decode_target
 from data.mixtures import Source
 from data.quarantine import BadSample
 from data.render import Rendered, RenderedSize, RenderError, render, rendered_size
-from data.shards import Sample, expand
+from data.shards import Sample, ShardError, expand
 from data.stream.splitting import OVERSIZE_HINT, Oversize, split_record, too_long_error
 from models.plan import BatchPlan
 
@@ -60,6 +60,7 @@ class SampleSet:
         oversize: Oversize = "error",
         cache: bool = False,
         pad_to: int | None = None,
+        key: str = "sources",
     ) -> None:
         self.plan, self.max_tokens, self.oversize, self.pad_to = plan, max_tokens, oversize, pad_to
         self.bad: list[BadSample] = []
@@ -70,11 +71,11 @@ class SampleSet:
         rows: list[_Row] = []
         for number, source in enumerate(sources):
             before, own = len(self.bad), list[_Row]()
-            for path in expand(source.path):
+            for path in shards_of(source, f"{key}[{number}]"):
                 own += self._scan(path, source, number)
             if not own and len(self.bad) == before:
                 told = f"the tasks {source.tasks}" + (f" where {source.where}" if source.where else "")
-                raise ValueError(f"source '{source.path}': expected samples of {told}, got none")
+                raise ValueError(f"{key}[{number}] '{source.title}': expected samples of {told}, got none")
             rows += _capped(own, source.max_samples)
         columns = [[row.source, row.shard, row.position, row.part, row.tokens, row.cost] for row in rows]
         table = np.array(columns, dtype=np.int64).reshape(-1, 6)
@@ -152,6 +153,18 @@ class SampleSet:
             raise too_long_error(index.entries[position].key, tokens, self.max_tokens)
         record = self._reader.read(index, position).record
         return [rendered_size(part, self.plan) for part in split_record(record, self.plan, self.max_tokens)]
+
+
+def shards_of(source: Source, key: str) -> list[str]:
+    """The shards of a source.
+
+    Raises:
+        ShardError: If there are none, naming the source's key in the configuration.
+    """
+    try:
+        return expand(source.path)
+    except ShardError as error:
+        raise ShardError(f"{key}: {error}") from None
 
 
 def _capped(rows: list[_Row], most: int | None) -> list[_Row]:

@@ -11,7 +11,7 @@ from data.render import RenderError, rendered_size
 from models.plan import BatchPlan
 
 Oversize = Literal["error", "split", "quarantine"]
-OVERSIZE_HINT = "raise max_tokens, or set oversize to 'split' or 'quarantine'"
+OVERSIZE_HINT = "raise data.init_args.max_tokens, or set data.init_args.oversize to 'split' or 'quarantine'"
 
 
 def too_long_error(key: str, tokens: int, max_tokens: int) -> RenderError:

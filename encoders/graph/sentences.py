@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
+from layers.pretrained import load_pretrained
+
 NODES_PER_PASS = 256
 
 
@@ -20,9 +22,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, pretrained: str) -> None:
         super().__init__()
-        self.model = AutoModel.from_pretrained(
-            pretrained, local_files_only=True, use_safetensors=True, trust_remote_code=False
-        )
+        self.model = load_pretrained(AutoModel, pretrained, local_files_only=True)
         self.model.requires_grad_(False)
         self.width: int = self.model.config.hidden_size
 

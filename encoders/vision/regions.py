@@ -19,6 +19,7 @@ from encoders.vision.tower import as_size
 from encoders.vision.transformers_tower import told_preprocessing
 from layers.geometry import Resample
 from layers.layout import ItemLayout, Layout
+from layers.pretrained import load_pretrained
 
 MASK_SIDE = 28
 """Cells per side of the pooled mask in a region's token."""
@@ -115,7 +116,7 @@ class RegionEncoder(ImageEncoder):
         if (pretrained is None) == (config is None):
             raise ValueError(f"expected pretrained or config, got {pretrained!r} and {config!r}")
         if pretrained is not None:
-            self.detector = Mask2FormerModel.from_pretrained(pretrained, use_safetensors=True, trust_remote_code=False)
+            self.detector = load_pretrained(Mask2FormerModel, pretrained)
             self.bases = {"detector.": pretrained}
         else:
             assert config is not None

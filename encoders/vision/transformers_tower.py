@@ -14,6 +14,7 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from encoders.vision.processor import IMAGENET, ResizeMode
 from encoders.vision.tower import VisionTower, as_size, tokens_to_map
 from layers.geometry import Resample
+from layers.pretrained import load_pretrained
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -127,9 +128,8 @@ def _load(pretrained: str, revision: str | None, config: dict[str, Any] | None) 
         if not hasattr(part, name):
             raise ValueError(f"config: expected settings of '{part.model_type}', got '{name}'")
         setattr(part, name, value)
-    return AutoModel.from_pretrained(
-        pretrained, config=part, revision=revision, use_safetensors=True, trust_remote_code=False
-    )
+    tower: nn.Module = load_pretrained(AutoModel, pretrained, part, revision=revision)
+    return tower
 
 
 def _vision_part(config: PretrainedConfig) -> PretrainedConfig:

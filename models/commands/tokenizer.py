@@ -24,6 +24,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder of the new tokenizer")
     parser.add_argument("--revision", help="revision on the hub")
+    parser.add_argument(
+        "--chat-template", type=Path, metavar="JINJA", help="for a tokenizer that has none, as Vicuna's"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -32,6 +35,8 @@ def run(args: argparse.Namespace) -> int:
     table = value["model"]["init_args"]["generalist"]["tasks"] if "model" in value else value
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(args.pretrained, revision=args.revision, trust_remote_code=False)
+        if args.chat_template is not None:
+            tokenizer.chat_template = args.chat_template.read_text()
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise ValueError("expected a tokenizer with a chat template and an end-of-turn (eos) token, got none")
         first = len(tokenizer)

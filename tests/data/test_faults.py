@@ -108,7 +108,7 @@ def test_quarantine_counts_a_sample_once() -> None:
 
 
 def test_oversize_samples(shards: Path, plan: BatchPlan) -> None:
-    with pytest.raises(ValueError, match=r"expected at most max_tokens=40, got \d+ tokens; raise max_tokens"):
+    with pytest.raises(ValueError, match=r"max_tokens=40, got \d+ tokens; raise data.init_args.max_tokens"):
         _module(shards, plan, max_tokens=40).train_dataloader()
     module = _module(shards, plan, max_tokens=40, oversize="quarantine", max_quarantined=0.9)
     assert _keys(module.train_dataloader(), 3)

@@ -86,10 +86,13 @@ class TowerRecipe(L.LightningModule):
         """What the data module needs."""
         return TowerPlan(self.encoder.processor, self.objective.target_rule)
 
+    def groups(self, module: nn.Module) -> list[dict[str, Any]]:
+        """The trained parameters by learning rate and decay."""
+        return parameter_groups(module, self.learning_rate, {}, self.weight_decay, self.muon)
+
     def configure_optimizers(self) -> Any:
         """AdamW, with Muon where it is asked for, with warm-up and a cosine, stepped per optimizer step."""
-        groups = parameter_groups(self, self.learning_rate, {}, self.weight_decay, self.muon)
-        optimizer = muon_adamw(groups, self.betas, self.trainer.precision)
+        optimizer = muon_adamw(self.groups(self), self.betas, self.trainer.precision)
         total = int(self.trainer.estimated_stepping_batches)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warmup_cosine(step, self.warmup_steps, total)

@@ -1,0 +1,1 @@
+"""What can be known and proved of a fit before it starts."""
