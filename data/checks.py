@@ -43,15 +43,17 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
             targets[name] = decode_target(target, sample.members[target.file] if target.file else None)
         except ValueError as error:
             found.append(f"target '{name}': {error}")
-    unused = sorted(set(sample.record.media) - {part.media for part in _parts(sample.record)})
+    unused = sorted(set(sample.record.media) - {part.media for part in sample.record.parts})
     if unused:
         found.append(f"media: expected every one in a message, got {unused} in none")
-    latest: dict[str, Media] = {}
-    for part in _parts(sample.record):
-        if part.media:
-            latest["image" if part.type == "video" else part.type] = sample.record.media[part.media]  # its last frame
-        elif part.type == "call":
-            found += _problems_of_call(part, sample.record, targets, latest, tasks)
+    for turns in sample.record.conversations:
+        latest: dict[str, Media] = {}
+        for part in (part for message in turns for part in message.content):
+            if part.media:
+                media = sample.record.media[part.media]
+                latest["image" if part.type == "video" else part.type] = media  # of a video, its last frame
+            elif part.type == "call":
+                found += _problems_of_call(part, sample.record, targets, latest, tasks)
     return found
 
 
@@ -62,10 +64,6 @@ def _problems_of_name(media: Media, data: bytes) -> list[str]:
     _, _, given = media.file.rpartition(".")
     expected = image_size(data)[1] if media.type == "image" else audio_extension(data)
     return [] if _ALIASES.get(given, given) == expected else [f"'{media.file}': expected the extension '{expected}'"]
-
-
-def _parts(record: Record) -> list[Part]:
-    return [part for message in record.messages for part in message.content]
 
 
 def _problems_of_call(

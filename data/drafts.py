@@ -53,6 +53,7 @@ class Draft:
     targets: dict[str, Target] = field(default_factory=dict)
     members: dict[str, bytes] = field(default_factory=dict)
     meta: dict[str, Any] = field(default_factory=dict)
+    companions: list[tuple[Message, ...]] = field(default_factory=list)
 
     def add_image(self, data: bytes, name: str = "image") -> tuple[int, int]:
         """Add an image as it is, without decoding its pixels; returns (width, height) after EXIF orientation.
@@ -149,22 +150,29 @@ class Draft:
         """A system turn."""
         self.messages.append(Message("system", self._parts(parts)))
 
+    def next_conversation(self) -> None:
+        """Begin a conversation that is read apart from those before it."""
+        self.companions.append(tuple(self.messages))
+        self.messages = []
+
     def medium(self, name: str) -> Part:
         """The part that shows a medium."""
         return Part(self.media[name].type, media=name)
 
     def finish(self) -> tuple[Record, dict[str, bytes]]:
         """The record and its members."""
+        first, *others = (*self.companions, tuple(self.messages))
         record = Record(
             key=self.key,
             task=self.task,
             source=self.origin.source,
             license=self.origin.license,
             split=self.origin.split,
-            messages=tuple(self.messages),
+            messages=first,
             media=self.media,
             targets=self.targets,
             meta=self.meta,
+            companions=tuple(others),
         )
         return record, self.members
 

@@ -13,6 +13,7 @@ import torch
 
 from data.render import IGNORED, Rendered
 from layers.batch import PADDING, Batch, HeadCall, MediaBatch
+from layers.head import num_terms
 from layers.layout import Layout
 from models.plan import BatchPlan
 
@@ -34,20 +35,21 @@ class PackPlan:
 
 
 def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None) -> Batch:
-    """Join samples to one pack; attention will not cross from one to the other.
+    """Join samples to one pack; attention will not cross from one to the other, nor to a sample's companions.
 
     Args:
-        samples: At least one, none of them empty.
+        samples: At least one, none of them empty; companions come behind their sample.
         plan: The model's plan.
         pad_to: Length T to fill with one trailing segment of padding (no labels), for static shapes.
 
     Returns:
         The pack. ``counts["token"]`` is the number of labels that the loss uses: a label at the first position of
-        a segment has nothing that could predict it. ``counts[HEAD]`` is the number of calls with a target.
+        a segment has nothing that could predict it. ``counts[HEAD]`` is that of the terms that its targets bring.
 
     Raises:
         ValueError: If there is no sample, one is empty, or they are longer than ``pad_to``.
     """
+    samples = [segment for sample in samples for segment in sample.segments]
     if not samples or any(not sample.input_ids for sample in samples):
         lengths = [len(sample.input_ids) for sample in samples]
         raise ValueError(f"pack: expected samples of at least one token, got lengths {lengths}")
@@ -123,7 +125,7 @@ def _pack_calls(samples: Sequence[Rendered]) -> tuple[dict[str, list[HeadCall]],
             own = [references[index] for index in call.media]
             moved = HeadCall(call.call.shifted(offset), segment, own, call.target, call.earlier_results)
             calls.setdefault(call.head, []).append(moved)
-            counts[call.head] = counts.get(call.head, 0) + bool(call.target)
+            counts[call.head] = counts.get(call.head, 0) + num_terms(call.target)
         offset += len(sample.input_ids)
     return calls, {head: count for head, count in counts.items() if count}
 

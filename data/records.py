@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from typing import Any, Literal, cast
 
 RECORD_VERSION = 1
@@ -18,7 +19,8 @@ FILE_PATTERN = re.compile(r"[a-z0-9_-]+\.[a-z0-9]+\Z")
 MediaType = Literal["image", "video", "audio", "graph"]
 MEDIA_TYPES: tuple[str, ...] = ("image", "video", "audio", "graph")
 GROUNDING_TYPES: tuple[str, ...] = ("region", "time_span", "node", "result")
-TARGET_TYPES: tuple[str, ...] = ("box", "mask", "image", "label", "score")
+TARGET_TYPES: tuple[str, ...] = ("box", "mask", "image", "label", "score", "order", "pair")
+PAIR_ROLES: tuple[str, ...] = ("query", "positive", "negative")
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 _SIZE_NAMES = {
     "image": "(width, height)",
@@ -91,7 +93,9 @@ class Target:
 
     Args:
         type: "box" (value: xyxy in original pixels), "mask" (value: COCO run-length dictionary, or a PNG member),
-            "image" (a member), "label" (value: string) or "score" (value: number).
+            "image" (a member), "label" (value: string), "score" (value: number), "order" (value: indices of inputs,
+            such as nodes, in order) or "pair" (value: ``{"group", "role"}`` of a query and what it is compared with,
+            and what the head learns of them).
         value: The value, unless a member holds it.
         file: The member name without the key, or None.
     """
@@ -115,6 +119,8 @@ class Record:
         media: Name -> media member.
         targets: Id -> target.
         meta: Language, domain, difficulty, expected answers of an evaluation, ...
+        companions: Further conversations, read apart from ``messages`` but never parted from them: the passages that a
+            query is compared with, the other half of a pair.
     """
 
     key: str
@@ -126,13 +132,26 @@ class Record:
     media: Mapping[str, Media] = field(default_factory=dict)
     targets: Mapping[str, Target] = field(default_factory=dict)
     meta: Mapping[str, Any] = field(default_factory=dict)
+    companions: tuple[tuple[Message, ...], ...] = ()
+
+    @property
+    def conversations(self) -> tuple[tuple[Message, ...], ...]:
+        """``messages`` and the companions."""
+        return (self.messages, *self.companions)
+
+    @property
+    def parts(self) -> Iterator[Part]:
+        """The parts of all conversations, in order."""
+        return (part for turns in self.conversations for message in turns for part in message.content)
 
     def to_json(self) -> bytes:
         """The ``KEY.json`` member: deterministic, UTF-8."""
         value = asdict(self)
         del value["key"]
         value = {"version": RECORD_VERSION, **value}
-        for message in value["messages"]:
+        if not value["companions"]:
+            del value["companions"]
+        for message in chain(value["messages"], *value.get("companions", ())):
             message["content"] = [_compact_part(part) for part in message["content"]]
         value["media"] = {name: _without_none(media) for name, media in value["media"].items()}
         value["targets"] = {name: _without_none(target) for name, target in value["targets"].items()}
@@ -196,7 +215,7 @@ def _parse_record(key: str, value: Any) -> Record:
     _expect(bool(KEY_PATTERN.match(key)), "key", "[a-z0-9_-]+", key)
     _expect(isinstance(value, dict), "record", "a JSON object", type(value).__name__)
     _expect(value.get("version") == RECORD_VERSION, "version", RECORD_VERSION, value.get("version"))
-    known = {"version", "task", "source", "license", "split", "messages", "media", "targets", "meta"}
+    known = {"version", "task", "source", "license", "split", "messages", "media", "targets", "meta", "companions"}
     unknown = sorted(set(value) - known)
     _expect(not unknown, "fields", f"only {sorted(known)}", unknown)
     for name in ("task", "source", "license", "split"):
@@ -204,11 +223,13 @@ def _parse_record(key: str, value: Any) -> Record:
     _expect(value["split"] in SPLITS, "split", SPLITS, value["split"])
     media = {name: _parse_media(name, item) for name, item in value.get("media", {}).items()}
     targets = {name: _parse_target(name, item) for name, item in value.get("targets", {}).items()}
-    _expect(isinstance(value.get("messages"), list), "messages", "a list", value.get("messages"))
-    messages = tuple(_parse_message(item, media, targets) for item in value["messages"])
-    _expect(bool(messages), "messages", "at least one message", [])
+    messages = _parse_messages("messages", value.get("messages"), media, targets)
+    others = value.get("companions", [])
+    _expect(isinstance(others, list), "companions", "a list of conversations", others)
+    companions = tuple(_parse_messages("companion", item, media, targets) for item in others)
     meta = value.get("meta", {})
     _expect(isinstance(meta, dict), "meta", "a JSON object", meta)
+    _check_pairs((messages, *companions), targets)
     return Record(
         key=key,
         task=value["task"],
@@ -219,6 +240,7 @@ def _parse_record(key: str, value: Any) -> Record:
         media=media,
         targets=targets,
         meta=meta,
+        companions=companions,
     )
 
 
@@ -249,7 +271,34 @@ def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
         good = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
         good = good and box[0] < box[2] and box[1] < box[3]
         _expect(good, f"target '{name}' value", "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)
+    elif kind == "order":
+        order: Any = value.get("value")
+        good = isinstance(order, list) and all(type(index) is int and index >= 0 for index in order)
+        _expect(good, f"target '{name}' value", "a list of indices", order)
+    elif kind == "pair":
+        pair: Any = value.get("value")
+        good = isinstance(pair, dict) and isinstance(pair.get("group"), str) and pair.get("role") in PAIR_ROLES
+        _expect(good, f"target '{name}' value", f"an object with a group and a role of {PAIR_ROLES}", pair)
     return Target(type=str(kind), value=value.get("value"), file=value.get("file"))
+
+
+def _check_pairs(conversations: Iterable[tuple[Message, ...]], targets: Mapping[str, Target]) -> None:
+    """Whatever is compared with something has it in its record: packs hold whole records."""
+    parts = (part for turns in conversations for message in turns for part in message.content)
+    learned = (targets[part.target] for part in parts if part.target is not None)
+    pairs = [target.value for target in learned if target.type == "pair"]
+    groups = {pair["group"] for pair in pairs if pair["role"] == "positive"}
+    alone = sorted({pair["group"] for pair in pairs if pair["role"] == "query"} - groups)
+    _expect(not alone, "pair targets", "a call with a positive for every query", alone)
+
+
+def _parse_messages(
+    what: str, value: Any, media: Mapping[str, Media], targets: Mapping[str, Target]
+) -> tuple[Message, ...]:
+    _expect(isinstance(value, list), what, "a list", value)
+    messages = tuple(_parse_message(item, media, targets) for item in value)
+    _expect(bool(messages), what, "at least one message", [])
+    return messages
 
 
 def _parse_message(value: Mapping[str, Any], media: Mapping[str, Media], targets: Mapping[str, Target]) -> Message:

@@ -29,6 +29,7 @@ class PendingReply:
         hidden_states: The state (d,) at each of them.
         results: One per call answered so far, None where it failed.
         errors: What failed.
+        episode: The conversation's.
     """
 
     media: list[MediaFeatures]
@@ -37,6 +38,7 @@ class PendingReply:
     hidden_states: list[Tensor] = field(default_factory=list)
     results: list[Result | None] = field(default_factory=list)
     errors: list[HeadError] = field(default_factory=list)
+    episode: str = ""
 
     @property
     def next_call(self) -> Call | None:
@@ -144,7 +146,7 @@ class HeadCaller:
         assert call is not None
         referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}
         earlier = [result if index in referred else None for index, result in enumerate(reply.results)]
-        return HeadContext(call, reply.media, earlier, dict(self._parameters))
+        return HeadContext(call, reply.media, earlier, dict(self._parameters), reply.episode)
 
 
 def _refusal(call: Call, reply: PendingReply, head: nn.Module) -> str | None:

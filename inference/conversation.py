@@ -27,11 +27,13 @@ class Conversation:
             :class:`layers.media.Graph` or :class:`data.media.Video`.
         written: Index of an assistant turn -> the tokens that the model wrote there; they stand instead of its content,
             so that what a session has read of them serves again.
+        episode: Names what stateful heads remember together; conversations of one episode are asked one by one.
     """
 
     messages: Sequence[Message]
     media: Mapping[str, RawMedia] = field(default_factory=dict)
     written: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    episode: str = ""
 
     @classmethod
     def ask(

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from os import PathLike
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from inference.events import Listener, ReplyEnded
 from inference.past import Past, PastStore, shared_prefixes
 from inference.writing import BatchWriting, Writing, as_message
 from layers.calls import MediaFeatures
+from layers.head import Head
 from models.conditions import Conditions
 from models.generalist import Generalist
 from routers.constraint import CallConstraint, never_sampled_mask
@@ -163,7 +165,7 @@ class Session:
         job = _Job(feature_transform, head_media_transform, self._opening_id(opening), listener)
         replies: dict[int, Reply] = {}
         window = _BATCHES_PER_WINDOW * self.batch_size
-        with _evaluating(self.generalist):
+        with evaluating(self.generalist):
             for start in range(0, len(conversations), window):
                 clock = _Clock()
                 asked = [
@@ -189,6 +191,30 @@ class Session:
                 self._text(ids if token_id is None else ids[:1]) + (f"x{len(ids)}" if token_id in media else "")
             )
         return "".join(pieces)
+
+    def prime(self, task: str, support: Any, episode: str = "") -> None:
+        """Give the head of a task what it answers from, such as an index; see :meth:`layers.head.Head.prime`.
+
+        Raises:
+            ValueError: If there is no such task, or its head does not take this.
+        """
+        self.head_of(task).prime(support, episode)
+
+    def reset(self, task: str, episode: str | None = None) -> None:
+        """Have the head of a task forget an episode, or everything."""
+        self.head_of(task).reset(episode)
+
+    def head_of(self, task: str) -> Head:
+        """The head that answers a task.
+
+        Raises:
+            ValueError: If there is no such task.
+        """
+        if task not in self.plan.tasks:
+            raise ValueError(f"task: expected one of {[item.name for item in self.plan.tasks]}, got '{task}'")
+        head = self.generalist.heads[self.plan.tasks[task].head]
+        assert isinstance(head, Head)
+        return head
 
     def _render(self, index: int, conversation: Conversation, transform: InputTransform | None) -> _Asked:
         rendered = render_prompt(conversation.messages, conversation.media, self.plan, conversation.written)
@@ -235,7 +261,8 @@ class Session:
         media = prompt.media if change is None else [change(item) for item in prompt.media]
         available = self.plan.tasks.available([item.kind for item in media])
         parser = self.generalist.router.parser(available)
-        return Writing(asked.index, parser, media, available, job.opening, prompt.symbols)
+        episode = asked.conversation.episode
+        return Writing(asked.index, parser, media, available, job.opening, prompt.symbols, episode)
 
     def _pasts(
         self, prompts: Sequence[ReadPrompt], conditions: Conditions, store: PastStore | None, shortest: int
@@ -342,7 +369,8 @@ def _neighbours(asked: Sequence[_Asked]) -> Callable[[_Asked], tuple[int, int, i
 
 
 @contextmanager
-def _evaluating(generalist: Generalist) -> Iterator[None]:
+def evaluating(generalist: Generalist) -> Iterator[None]:
+    """Switch to evaluation, and back."""
     was_training = generalist.training
     generalist.eval()
     try:

@@ -29,6 +29,7 @@ class Writing:
         available: Tasks that it may call.
         opening: The token that it begins with, if that is not the model's choice.
         symbols: Of its prompt.
+        episode: The conversation's.
     """
 
     def __init__(
@@ -39,9 +40,10 @@ class Writing:
         available: Collection[str],
         opening: int | None = None,
         symbols: Symbols = (),
+        episode: str = "",
     ) -> None:
         self.index, self.parser, self.available, self.symbols = index, parser, available, symbols
-        self.pending = PendingReply(media)
+        self.pending = PendingReply(media, episode=episode)
         self.told = 0
         self._opening = opening
 

@@ -152,6 +152,29 @@ class ScoreResult(Result):
     score: float = 0.0
 
 
+@dataclass(frozen=True)
+class EmbeddingResult(Result):
+    """A vector (d,), float32."""
+
+    vector: Tensor = field(default_factory=lambda: torch.zeros(0))
+
+
+@dataclass(frozen=True)
+class RankingResult(Result):
+    """Items of an index by name, best first, and their scores, of which more is better."""
+
+    items: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class SelectionResult(Result):
+    """Chosen inputs, such as nodes of a graph, by index and in order, and the log-probability of the choice."""
+
+    indices: tuple[int, ...] = ()
+    score: float = 0.0
+
+
 @dataclass
 class MediaFeatures:
     """One image, audio clip or graph of a conversation as a head sees it.
@@ -182,12 +205,14 @@ class HeadContext:
         earlier_results: Per earlier call of the reply its result, in original units, if this call refers to it, else
             None; in training what the record's targets say.
         parameters: Scalar conditions such as a resolution or a number of steps.
+        episode: Names what a stateful head remembers together; empty for a conversation on its own.
     """
 
     call: Call
     media: list[MediaFeatures] = field(default_factory=list)
     earlier_results: list[Result | None] = field(default_factory=list)
     parameters: dict[str, float] = field(default_factory=dict)
+    episode: str = ""
 
     def of_kind(self, kind: str) -> list[MediaFeatures]:
         """The media of one kind, in conversation order."""

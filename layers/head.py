@@ -15,6 +15,18 @@ from layers.calls import HeadContext, Result
 from layers.layout import ItemLayout
 
 HeadTarget = dict[str, Tensor]
+TERMS = "terms"
+"""Key of a target that says how many terms of the loss it brings, where that is not one."""
+
+
+def num_terms(target: HeadTarget) -> int:
+    """The terms of the loss that a target brings: none if it is empty, what it says, or one.
+
+    A call that others are compared with, such as a passage beside its query, has a target and brings none.
+    """
+    if not target:
+        return 0
+    return int(target[TERMS]) if TERMS in target else 1
 
 
 @dataclass
@@ -40,15 +52,19 @@ class LossTerm:
 
 
 class TargetProcessor(Protocol):
-    """Turns a record's target into tensors in a data worker: picklable, without weights."""
+    """Turns a record's target into tensors in a data worker: picklable, without weights.
+
+    It gets the layouts of the conversation's images, unless an attribute ``media_kind`` names another kind.
+    """
 
     def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
         """Process one target.
 
         Args:
             value: The decoded target: boxes in original pixels (list of 4 floats), a mask (H, W) bool tensor, an
-                image (3, H, W) uint8 tensor, a label string, or a number.
-            media: Layouts of the conversation's images up to the call (the last one is the call's image).
+                image (3, H, W) uint8 tensor, a label string, a number, indices (K,), or the mapping of a pair.
+            media: Layouts of the conversation's images, or of its other media of one kind, up to the call (the last
+                one is the call's).
 
         Raises:
             ValueError: If the target does not fit the media, naming both.
@@ -58,9 +74,15 @@ class TargetProcessor(Protocol):
 class Head(nn.Module, ABC):
     """An expert head: hidden states and context in, typed results out.
 
+    A head may keep state from call to call: an index of items, labelled examples, the memory of an episode. It gets
+    that by :meth:`prime`, keeps it in :attr:`memory`, which no checkpoint holds, and forgets it by :meth:`reset`.
+
     Attributes:
         links: What may cross to it from the language model, see :class:`routers.tasks.TaskSpec`.
         draws_layouts: Whether a call in a conversation without an image may have regions: fractions of an empty canvas.
+        gathers: Whether the loss compares the calls of all processes. Each of them then computes it for every pack,
+            without calls if need be, since the others wait for its share.
+        memory: Episode -> what is remembered of it, "" standing for all episodes that have nothing of their own.
         num_queries: Learned queries that the language model carries for this head (link type ``queries``).
         queries: (num_queries, d_llm) parameter, or None.
         target_processor: Turns targets of records into tensors.
@@ -73,6 +95,7 @@ class Head(nn.Module, ABC):
 
     links: ClassVar[frozenset[str]] = frozenset({"text", "boxes", "hidden", "queries"})
     draws_layouts: ClassVar[bool] = False
+    gathers: ClassVar[bool] = False
     num_queries: int = 0
     bases: Mapping[str, str] = MappingProxyType({})
     queries: nn.Parameter | None
@@ -83,6 +106,7 @@ class Head(nn.Module, ABC):
         self.num_queries = num_queries
         queries = nn.Parameter(torch.randn(num_queries, state_size) * 0.02) if num_queries else None
         self.register_parameter("queries", queries)
+        self.memory: dict[str, Any] = {}
 
     @abstractmethod
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Any:
@@ -96,11 +120,34 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def loss(self, predictions: Any, targets: Sequence[HeadTarget]) -> LossTerm:
-        """Compare predictions with one target per call; the count is the number of calls."""
+        """Compare predictions with one target per call; the count is that of their terms (:func:`num_terms`)."""
 
     @abstractmethod
     def decode(self, predictions: Any, contexts: Sequence[HeadContext]) -> list[Result]:
         """Turn predictions into results in original units, one per call."""
+
+    def prime(self, support: Any, episode: str = "") -> None:
+        """Give the head what it answers from.
+
+        Args:
+            support: What a head of this class takes, such as an index, or labelled examples.
+            episode: The episode that it is for (:attr:`layers.calls.HeadContext.episode`).
+
+        Raises:
+            ValueError: If the head keeps no state, or takes other support.
+        """
+        raise ValueError(f"{type(self).__name__} keeps no state: expected a head that can be primed")
+
+    def recall(self, episode: str = "") -> Any:
+        """What is remembered of an episode, else what all share, else None."""
+        return self.memory.get(episode, self.memory.get(""))
+
+    def reset(self, episode: str | None = None) -> None:
+        """Forget an episode, or everything."""
+        if episode is None:
+            self.memory.clear()
+        else:
+            self.memory.pop(episode, None)
 
     def metrics(self) -> Mapping[str, Any]:
         """Fresh torchmetrics objects that a validation loop may update with results and targets."""

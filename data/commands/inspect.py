@@ -47,9 +47,9 @@ class Summary:
         """Count a sample."""
         record = sample.record
         row = self.rows.setdefault((record.split, record.task), Row())
-        parts = [part for message in record.messages for part in message.content]
+        parts = list(record.parts)
         row.samples += 1
-        row.turns += sum(message.role == "assistant" for message in record.messages)
+        row.turns += sum(message.role == "assistant" for turns in record.conversations for message in turns)
         row.calls.update(part.task for part in parts if part.type == "call")
         row.media.update(media.type for media in record.media.values())
         row.targets.update(target.type for target in record.targets.values())

@@ -57,6 +57,7 @@ def record_schema() -> dict[str, Any]:
                 "messages": {**_array({"oneOf": [message, reply]}), "minItems": 1},
                 "targets": {"type": "object", "additionalProperties": target},
                 "meta": {"type": "object"},
+                "companions": _array({**_array({"oneOf": [message, reply]}), "minItems": 1}),
             },
             required=["version", "task", "source", "license", "split", "messages"],
         ),

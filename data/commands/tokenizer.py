@@ -18,9 +18,8 @@ HELP = "train a tokenizer on the text of shards, with a model's task tokens adde
 
 def record_texts(record: Record) -> Iterator[str]:
     """Every text that a model reads or writes in a record: text parts and call prompts."""
-    for message in record.messages:
-        for part in message.content:
-            yield part.text or part.prompt
+    for part in record.parts:
+        yield part.text or part.prompt
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

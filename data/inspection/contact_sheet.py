@@ -87,9 +87,12 @@ def page(title: str, summary: str, sections: str) -> str:
 def card(sample: Sample, below: str = "") -> str:
     """One sample as HTML, and what stands below it; what does not decode is said in its place."""
     turns = []
-    for message in sample.record.messages:
-        parts = "".join(_part(part, sample) for part in message.content)
-        turns.append(f"<div class='turn {message.role}'><span class='role'>{message.role}</span>{parts}</div>")
+    for place, conversation in enumerate(sample.record.conversations):
+        if place:
+            turns.append("<p class='soft small'>read apart from it:</p>")
+        for message in conversation:
+            parts = "".join(_part(part, sample) for part in message.content)
+            turns.append(f"<div class='turn {message.role}'><span class='role'>{message.role}</span>{parts}</div>")
     meta = ", ".join(f"{name}: {value}" for name, value in sample.record.meta.items() if _short(value))
     told = f"<p class='soft small'>{escape(meta)}</p>" if meta else ""
     return (
@@ -142,8 +145,8 @@ def _call(call: Part, sample: Sample) -> str:
     value: Any = None
     if target is not None:
         value = decode_target(target, sample.members[target.file] if target.file else None)
-        if target.type in ("label", "score"):
-            return words + f"<p>→ {escape(str(value))}</p>"
+        if target.type in ("label", "score", "order", "pair"):
+            return words + f"<p>→ {escape(str(value.tolist() if isinstance(value, Tensor) else value))}</p>"
         if target.type == "image":
             return words + picture(value, "target")
         if target.type == "box":
@@ -159,14 +162,14 @@ def _call(call: Part, sample: Sample) -> str:
 
 
 def _latest_image(record: Record, call: Part) -> str | None:
-    latest = None
-    for message in record.messages:
-        for part in message.content:
+    for turns in record.conversations:
+        latest = None
+        for part in (part for message in turns for part in message.content):
             if part is call:
                 return latest
             if part.type == "image":
                 latest = part.media
-    return latest
+    return None
 
 
 def _short(value: Any) -> bool:

@@ -65,8 +65,8 @@ def decode_target(target: Target, data: bytes | None = None) -> Any:
         data: The bytes of its member, if it names one.
 
     Returns:
-        A box as a list of 4 floats in original pixels, a mask (H, W) bool, an image (3, H, W) uint8, a string, or
-        a float.
+        A box as a list of 4 floats in original pixels, a mask (H, W) bool, an image (3, H, W) uint8, a string, indices
+        (K,) int64 of an order, the mapping of a pair, or a float.
 
     Raises:
         MediaError: If it is malformed.
@@ -83,6 +83,10 @@ def decode_target(target: Target, data: bytes | None = None) -> Any:
         return decode_mask(target.value)
     if target.type == "box":
         return [float(edge) for edge in target.value]
+    if target.type == "order":
+        return torch.tensor(target.value, dtype=torch.int64)
+    if target.type == "pair":
+        return target.value
     if target.type == "label":
         if not isinstance(target.value, str):
             raise MediaError(f"label target: expected a string, got {target.value!r}")

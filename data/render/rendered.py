@@ -69,6 +69,7 @@ class Rendered:
         media: Media in order of their placeholders.
         calls: Calls in order.
         instruction: Ids of the first user turn's words in quotes, where the plan asks for them.
+        companions: The record's further conversations, which become segments of the same pack.
     """
 
     key: str
@@ -77,10 +78,21 @@ class Rendered:
     media: list[RenderedMedia] = field(default_factory=list)
     calls: list[RenderedSampleCall] = field(default_factory=list)
     instruction: list[int] = field(default_factory=list)
+    companions: list[Rendered] = field(default_factory=list)
+
+    @property
+    def segments(self) -> list[Rendered]:
+        """The sample and its companions: what attention never crosses."""
+        return [self, *self.companions]
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions of all segments."""
+        return sum(len(segment.input_ids) for segment in self.segments)
 
 
 class RenderedSize(NamedTuple):
-    """What a rendered sample costs.
+    """What a rendered sample costs, with its companions.
 
     Args:
         tokens: Positions of the language model.

@@ -35,9 +35,14 @@ def render(record: Record, raw_media: Mapping[str, RawMedia], plan: BatchPlan, t
         RenderError: Naming the record and what does not fit the plan.
     """
     try:
-        return _render(record.key, record.messages, raw_media, plan, targets, generation_prompt=False)
+        first, *others = [
+            _render(record.key, turns, raw_media, plan, targets, generation_prompt=False)
+            for turns in record.conversations
+        ]
     except ValueError as error:
         raise RenderError(f"record '{record.key}': {error}") from error
+    first.companions = others
+    return first
 
 
 def render_prompt(
@@ -70,15 +75,20 @@ def rendered_size(record: Record, plan: BatchPlan) -> RenderedSize:
         RenderError: As :func:`render`, as far as it can be told without decoding.
     """
     try:
-        used = {part.media for message in record.messages for part in message.content if part.media}
-        declared = {name: item for name, item in record.media.items() if name in used}
-        counts: Counter[str] = Counter()
-        for item in declared.values():
-            counts[taken_by(item.type)] += declared_uses(item, plan)
-        layouts = {name: declared_layouts(item, plan, counts) for name, item in declared.items()}
-        written = Writer(record.key, plan, layouts).write(record.messages, {}, False, {})
+        sizes = [_declared_size(record, turns, plan) for turns in record.conversations]
     except ValueError as error:
         raise RenderError(f"record '{record.key}': {error}") from error
+    return RenderedSize(sum(size.tokens for size in sizes), sum(size.cost for size in sizes))
+
+
+def _declared_size(record: Record, messages: Sequence[Message], plan: BatchPlan) -> RenderedSize:
+    used = {part.media for message in messages for part in message.content if part.media}
+    declared = {name: item for name, item in record.media.items() if name in used}
+    counts: Counter[str] = Counter()
+    for item in declared.values():
+        counts[taken_by(item.type)] += declared_uses(item, plan)
+    layouts = {name: declared_layouts(item, plan, counts) for name, item in declared.items()}
+    written = Writer(record.key, plan, layouts).write(messages, {}, False, {})
     costs = (item.layout.num_features * plan.feature_costs.get(item.kind, 1.0) for item in written.media)
     return RenderedSize(len(written.input_ids), round(sum(costs)))
 

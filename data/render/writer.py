@@ -119,8 +119,9 @@ class Writer:
         value = None if part.target is None else targets.get(part.target)
         target: HeadTarget = {}
         if value is not None and task.head in self.plan.target_processors:
-            images = [item.layout for item in self.out.media if item.kind == "image"]
-            target = self.plan.target_processors[task.head](value, images)
+            processor = self.plan.target_processors[task.head]
+            kind = getattr(processor, "media_kind", "image")
+            target = processor(value, [item.layout for item in self.out.media if item.kind == kind])
         media = list(range(len(self.out.media)))
         self.out.calls.append(RenderedSampleCall(task.head, call, media, target, self._earlier_results(call)))
         self.turn.append((original, value))

@@ -104,10 +104,10 @@ class SampleSet:
             return self._cache[number]
         sample = self.sample(number)
         result = render_sample(sample, self.plan)
-        if len(result.input_ids) != self.lengths[number]:
+        if result.num_tokens != self.lengths[number]:
             raise ValueError(
                 f"record '{sample.key}': expected {self.lengths[number]} tokens from its declared sizes, got "
-                f"{len(result.input_ids)}"
+                f"{result.num_tokens}"
             )
         if self._cache is not None:
             self._cache[number] = result

@@ -34,8 +34,10 @@ def split_record(record: Record, plan: BatchPlan, max_tokens: int) -> list[Recor
         The parts, in order; the record alone if it fits.
 
     Raises:
-        RenderError: If one exchange alone is too long, or there is nothing to cut.
+        RenderError: If one exchange alone is too long, or there is nothing to cut, or the record has companions.
     """
+    if record.companions:
+        raise RenderError(f"record '{record.key}': expected a dialogue to cut, got one with companions")
     system = tuple(message for message in record.messages if message.role == "system")
     exchanges = list(_exchanges(record.messages))
     parts: list[Record] = []
