@@ -25,14 +25,17 @@ from layers.calls import (
     AudioResult,
     BoxesResult,
     Call,
+    EmbeddingResult,
     ImageResult,
     LabelResult,
     MaskResult,
     NodeRef,
+    RankingResult,
     Region,
     Result,
     ResultRef,
     ScoreResult,
+    SelectionResult,
     TimeSpan,
     VideoResult,
 )
@@ -237,6 +240,12 @@ def result_as_json(result: Result | None) -> dict[str, Any] | None:
         return {"label": result.label, "probabilities": dict(result.probabilities)}
     if isinstance(result, ScoreResult):
         return {"score": result.score}
+    if isinstance(result, EmbeddingResult):
+        return {"vector": result.vector.tolist()}
+    if isinstance(result, RankingResult):
+        return {"items": list(result.items), "scores": list(result.scores)}
+    if isinstance(result, SelectionResult):
+        return {"indices": list(result.indices), "score": result.score}
     return None
 
 
@@ -272,6 +281,13 @@ def describe_result(result: Result | None) -> str:
         return result.label if probability is None else f"{result.label} ({probability:.2f})"
     if isinstance(result, ScoreResult):
         return f"{result.score:.3f}"
+    if isinstance(result, EmbeddingResult):
+        return f"vector of {len(result.vector)} numbers"
+    if isinstance(result, RankingResult):
+        best = list(zip(result.items, result.scores, strict=True))[:5]
+        return "; ".join(f"{item} ({score:.3f})" for item, score in best) or "no item"
+    if isinstance(result, SelectionResult):
+        return ", ".join(str(index) for index in result.indices) or "none"
     return "no result"
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from data.media import decode_target, encode_mask, encode_png
@@ -20,15 +22,18 @@ from layers.calls import (
     AudioResult,
     BoxesResult,
     Call,
+    EmbeddingResult,
     Grounding,
     ImageResult,
     LabelResult,
     MaskResult,
     NodeRef,
+    RankingResult,
     Region,
     Result,
     ResultRef,
     ScoreResult,
+    SelectionResult,
     TimeSpan,
     VideoResult,
 )
@@ -209,7 +214,8 @@ def result_to_json(result: Result) -> dict[str, Any]:
     """A result as JSON, and its notes.
 
     It is one of ``boxes``, ``mask`` (COCO run-length), ``image`` (base64 PNG), ``audio`` (base64 FLAC), ``video``
-    (base64, its ``format`` MP4 or GIF), ``label`` and ``score``.
+    (base64, its ``format`` MP4 or GIF), ``label``, ``score``, ``embedding`` (base64 of little-endian float32),
+    ``ranking`` (names) and ``selection`` (indices).
 
     Raises:
         TypeError: For a result type that the log does not know.
@@ -237,6 +243,12 @@ def _value_to_json(result: Result) -> dict[str, Any]:
         return {"type": "label", "label": result.label, "probabilities": probabilities}
     if isinstance(result, ScoreResult):
         return {"type": "score", "score": float(result.score)}
+    if isinstance(result, EmbeddingResult):
+        return {"type": "embedding", "float32": encode_vector(result.vector)}
+    if isinstance(result, RankingResult):
+        return {"type": "ranking", "items": list(result.items), "scores": [float(score) for score in result.scores]}
+    if isinstance(result, SelectionResult):
+        return {"type": "selection", "indices": list(result.indices), "score": float(result.score)}
     raise TypeError(f"expected a result that the log can hold, got {type(result).__name__}")
 
 
@@ -264,6 +276,16 @@ def prompt_sha256(messages: Sequence[Message]) -> str:
     """Of turns as JSON."""
     turns = json.dumps([asdict(message) for message in messages], sort_keys=True)
     return hashlib.sha256(turns.encode()).hexdigest()
+
+
+def encode_vector(vector: Tensor) -> str:
+    """A vector (d,) as base64 of little-endian float32."""
+    return base64.b64encode(vector.float().cpu().numpy().astype("<f4").tobytes()).decode("ascii")
+
+
+def decode_vector(data: str) -> Tensor:
+    """The inverse of :func:`encode_vector`."""
+    return torch.from_numpy(np.frombuffer(base64.b64decode(data), dtype="<f4").astype(np.float32))
 
 
 def _error_to_json(error: ParseError | HeadError) -> dict[str, str]:

@@ -35,6 +35,11 @@ def pad_ragged(items: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return padded, steps[None] < torch.tensor(lengths, device=padded.device)[:, None]
 
 
+def full_precision(values: Tensor) -> Tensor:
+    """In float32, unless they are more precise already."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
     """Mean of (n, N, d) over real rows."""
     if mask is None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal, Self
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -196,8 +197,8 @@ class Generalist(nn.Module):
             raise ValueError(f"{positions.shape[0]} placeholders but {projected.shape[0]} projected features")
         return inputs_embeds.index_copy(0, positions, projected.to(inputs_embeds.dtype))
 
-    def forward(self, batch: Batch) -> dict[str, LossTerm]:
-        """Token loss and one loss per head over a pack, as sums and counts."""
+    def read(self, batch: Batch) -> tuple[Tensor, dict[str, EncodedMedia]]:
+        """Hidden states (T, d) of a pack, and its encoded media."""
         encoded = self.encode_media(batch.media)
         embeds = self.embed(batch.input_ids[0])
         if self.in_step and torch.is_grad_enabled():
@@ -207,13 +208,12 @@ class Generalist(nn.Module):
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
         conditions = self.conditions(batch.input_ids[0].split(batch.segment_lengths), batch.instructions)
-        states = self.language_model(
-            embeds[None],
-            batch.position_ids,
-            batch.segment_lengths,
-            conditions.gates,
-            conditions.packed_situations(),
-        )
+        packed = (embeds[None], batch.position_ids, batch.segment_lengths)
+        return self.language_model(*packed, conditions.gates, conditions.packed_situations()), encoded
+
+    def forward(self, batch: Batch) -> dict[str, LossTerm]:
+        """Token loss and one loss per head over a pack, as sums and counts."""
+        states, encoded = self.read(batch)
         losses = {TOKEN_LOSS: self._token_loss(states, batch)}
         if self.language_model.training and self.language_model.balance_weight:
             balance = self.language_model.balance_weight * balance_loss(self.language_model)
@@ -222,7 +222,7 @@ class Generalist(nn.Module):
             calls = [call for call in batch.calls.get(name, []) if call.target]
             for reads in (True, False):  # one head may answer tasks of either kind of link
                 own = [call for call in calls if bool(call.call.state_positions) == reads]
-                if own:
+                if own or self._is_awaited(name):
                     term = self._head_loss(name, own, states, batch, encoded)
                     losses[name] = losses[name] + term if name in losses else term
         return losses
@@ -308,6 +308,10 @@ class Generalist(nn.Module):
         num_states = task.num_queries or 1
         return task.prompt_tokens == "embeddings" and place < len(call.state_positions) - num_states
 
+    def _is_awaited(self, name: str) -> bool:
+        """Whether other processes wait for this head's calls, if only to be told that there are none."""
+        return self.training and self._head(name).gathers and dist.is_available() and dist.is_initialized()
+
     def _token_loss(self, states: Tensor, batch: Batch) -> LossTerm:
         positions, targets = supervised_rows(batch.labels[0], batch.segment_lengths)
         total = self.language_model.cross_entropy(states.index_select(0, positions), targets)
@@ -322,7 +326,9 @@ class Generalist(nn.Module):
         encoded: Mapping[str, EncodedMedia],
     ) -> LossTerm:
         head = self._head(name)
-        head_states = self.head_states([item.call for item in calls], states, batch.input_ids[0])
+        head_states = (
+            self.head_states([item.call for item in calls], states, batch.input_ids[0]) if calls else states[:0]
+        )
         lengths = [len(item.call.state_positions) for item in calls]
         predictions = head(head_states, lengths, self.head_contexts(calls, batch.media, encoded))
         return head.loss(predictions, [item.target for item in calls])

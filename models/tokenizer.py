@@ -1,4 +1,4 @@
-"""Training a small tokenizer on the text of shards, and preparing any tokenizer for a task table."""
+"""Training a small tokenizer on the text of shards, preparing any tokenizer for a task table, and loading it."""
 
 from __future__ import annotations
 

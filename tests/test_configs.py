@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,10 @@ ALONE = sorted(path for folder in ("debug", "heads", "regions") for path in (CON
 def test_configs_of_one_file_run_two_steps(run: Path, tmp_path: Path, path: Path) -> None:
     config = tmp_path / path.name
     text = path.read_text().replace("runs/quickstart", str(run))
-    config.write_text(re.sub(r"runs/(debug|heads|regions)\b", str(tmp_path), text))
+    text = re.sub(r"runs/(debug|heads|regions)\b", str(tmp_path), text)
+    config.write_text(text)
+    for command in re.findall(r"^#   python -m data (.*)", text, flags=re.MULTILINE):  # data of its own
+        assert data_main(shlex.split(command.replace("configs/", f"{CONFIGS}/"))) == 0
     quick = ["--trainer.max_steps=2", "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false"]
     train_main(["fit", "--config", str(config), *quick])
     assert list(tmp_path.rglob("tower.safetensors" if path.parent.name == "regions" else "model.safetensors"))

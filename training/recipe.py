@@ -262,11 +262,12 @@ class Recipe(L.LightningModule):
         """Add up the gradients of a step's packs; arguments and result as of :meth:`update`.
 
         What is random in a pack depends on its number within the step, over all processes, and not on how many these
-        are. A process whose packs run out before another's goes on with an empty one where layers are sharded.
+        are. A process whose packs run out before another's goes on with an empty one where layers are sharded,
+        or a head compares the calls of all processes.
         """
         sums: dict[str, Tensor] = {}
         packs = list(batch.packs)
-        if is_sharded(self.generalist):
+        if is_sharded(self.generalist) or any(head.gathers for head in self.generalist.heads.values()):
             packs += [empty_pack(self.generalist, packs[-1])] * (int(counts[MOST_PACKS]) - len(packs))
         for index, pack in enumerate(packs):
             number = index * self.trainer.world_size + self.global_rank

@@ -106,3 +106,38 @@ def best_ranks(similarity: ArrayLike, gallery: Mapping[int, Collection[int]]) ->
         items = list(gallery[query])
         best.append(items[int(row[items].argmax())])
     return tie_averaged_ranks(table, best, [gallery[query] for query in range(len(table))])
+
+
+def ndcg_at(similarity: ArrayLike, relevance: ArrayLike, k: int = 10) -> NDArray[np.float64]:
+    """Normalised discounted cumulative gain of every query, cut at k (https://doi.org/10.1145/582415.582418).
+
+    ``DCG = Σ_r gain_r / log2(r + 1)`` over the k best places r, the gain being the relevance itself, as BEIR and TREC
+    report it; equal scores share the mean gain of their places, so that their order does not matter.
+
+    Args:
+        similarity: (queries, items), higher is better.
+        relevance: (queries, items), 0 for an irrelevant item.
+        k: Places that count.
+
+    Returns:
+        (queries,) from 0 to 1.
+
+    Raises:
+        ValueError: If shapes differ, k is less than 1, or a query has no relevant item.
+    """
+    scores, gains = np.asarray(similarity, dtype=np.float64), np.asarray(relevance, dtype=np.float64)
+    if scores.ndim != 2 or scores.shape != gains.shape or k < 1:
+        raise ValueError(f"nDCG@{k}: expected scores and relevance (queries, items), got {scores.shape}, {gains.shape}")
+    barren = np.flatnonzero((gains <= 0).all(axis=1))
+    if len(barren):
+        raise ValueError(f"nDCG@{k}: expected a relevant item of every query, got none of query {barren[0]}")
+    discounts = np.zeros(scores.shape[1])
+    discounts[:k] = 1 / np.log2(np.arange(2, min(k, scores.shape[1]) + 2))
+    ideal = -np.sort(-gains, axis=1) @ discounts
+    found = np.empty(len(scores))
+    for row in range(len(scores)):
+        order = np.argsort(-scores[row], kind="stable")
+        _, first, counts = np.unique(-scores[row][order], return_index=True, return_counts=True)
+        means = np.add.reduceat(gains[row][order], first) / counts
+        found[row] = means @ np.add.reduceat(discounts, first)
+    return found / ideal

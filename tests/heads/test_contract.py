@@ -10,12 +10,16 @@ import pytest
 import torch
 
 from heads.boxes import BoxHead
+from heads.embedding import EmbeddingHead, PairScoreHead
+from heads.entity_ranking import EntityRankingHead
 from heads.graph import LinkHead, NodeClassHead
 from heads.image import FlowImageHead
 from heads.masks import MaskHead
+from heads.pointer import PointerHead
 from layers.calls import (
     BoxesResult,
     Call,
+    EmbeddingResult,
     HeadContext,
     ImageResult,
     LabelResult,
@@ -24,9 +28,10 @@ from layers.calls import (
     Region,
     Result,
     ScoreResult,
+    SelectionResult,
 )
 from layers.geometry import GeometricTransform
-from layers.head import Head
+from layers.head import Head, num_terms
 from layers.layout import ItemLayout
 
 STATE, FEATURE, NODE = 24, 16, 10
@@ -64,6 +69,17 @@ def graphs(count: int) -> Callable[[], list[HeadContext]]:
     ]
 
 
+def texts() -> list[HeadContext]:
+    return [HeadContext(Call("embed", "")) for _ in range(3)]
+
+
+def pairs(**query: Any) -> list[dict[str, Any]]:
+    """A query, what belongs to it, and what does not."""
+    roles = ("query", "positive", "negative")
+    made = [{"group": "one", "role": role, "item": item} for role, item in zip(roles, "abc", strict=True)]
+    return [{**made[0], **query}, *made[1:]]
+
+
 @dataclass
 class Case:
     """A head, contexts of three calls whose media differ in shape, original targets, and the result's type."""
@@ -74,6 +90,8 @@ class Case:
     result: type[Result]
     num_states: int = 1
     sees_media: bool = True
+    terms: int = 3
+    reached: int = 3  # calls whose states get a gradient
 
 
 def picture(width: int, height: int) -> torch.Tensor:
@@ -106,6 +124,36 @@ CASES = {
         LabelResult,
     ),
     "link": Case(lambda: LinkHead(STATE, FEATURE, NODE, width=16), graphs(2), [1.0, 0, 1], ScoreResult),
+    "embed": Case(
+        lambda: EmbeddingHead(STATE, 12, "attention", ["embed"], learn_temperature=True, symmetric=True),
+        texts,
+        pairs(),
+        EmbeddingResult,
+        num_states=2,
+        terms=1,
+    ),
+    "pair": Case(
+        lambda: PairScoreHead(STATE, 12, ["no", "yes"], pair_size=16),
+        texts,
+        pairs(label="yes", teacher=[-1.0, 2.0]),
+        EmbeddingResult,
+        terms=1,
+        reached=2,
+    ),
+    "entity": Case(
+        lambda: EntityRankingHead(STATE, 12, ["part of", "near"], "complex"),
+        texts,
+        pairs(relation="near"),
+        EmbeddingResult,
+        terms=1,
+    ),
+    "pointer": Case(lambda: PointerHead(STATE, FEATURE, width=16), graphs(1), [[2, 0], [1, 3, 4], []], SelectionResult),
+    "pointer_lstm": Case(
+        lambda: PointerHead(STATE, FEATURE, width=16, encoder="lstm", score="dot", max_selections=1),
+        graphs(1),
+        [[2], [6], [0]],
+        SelectionResult,
+    ),
 }
 
 
@@ -132,10 +180,11 @@ def test_loss_counts_calls_and_reaches_states_features_and_every_parameter(case:
     states = torch.randn(3 * case.num_states, STATE, requires_grad=True)
     targets = [head.target_processor(value, layouts(c)) for value, c in zip(case.targets, contexts, strict=True)]
     term = head.loss(head(states, [case.num_states] * 3, contexts), targets)
-    assert term.count == 3
+    assert term.count == case.terms == sum(num_terms(target) for target in targets)
     assert term.total.shape == ()
     term.total.backward()
-    assert states.grad is not None and (states.grad.abs().sum(dim=1) > 0).all()
+    assert states.grad is not None
+    assert (states.grad.abs().sum(dim=1) > 0).sum() == case.reached * case.num_states
     if case.sees_media:
         for item in (item for context in contexts for item in context.media):
             assert item.features.grad is not None and item.features.grad.abs().sum() > 0
@@ -189,6 +238,9 @@ def test_results_have_the_declared_type_and_original_size(case: Case) -> None:
         results = head.decode(head(torch.randn(3 * case.num_states, STATE), [case.num_states] * 3, contexts), contexts)
     for result, context in zip(results, contexts, strict=True):
         assert type(result) is case.result and result.call is context.call
+        if isinstance(result, EmbeddingResult):
+            assert result.vector.shape == (12,) and result.vector.dtype == torch.float32
+            continue
         size = context.media[-1].layout.original_size
         if isinstance(result, BoxesResult):
             x1, y1, x2, y2 = result.boxes_xyxy[0]
@@ -203,6 +255,9 @@ def test_results_have_the_declared_type_and_original_size(case: Case) -> None:
             assert sum(result.probabilities.values()) == pytest.approx(1)
         elif isinstance(result, ScoreResult):
             assert 0 <= result.score <= 1
+        elif isinstance(result, SelectionResult):
+            assert set(result.indices) <= set(range(size[0])) and result.score < 0
+            assert len(set(result.indices)) == len(result.indices)
 
 
 def test_state_dict_restores_every_prediction(case: Case) -> None:
@@ -220,8 +275,20 @@ def test_state_dict_restores_every_prediction(case: Case) -> None:
 
 
 def test_a_link_without_states_is_refused(case: Case) -> None:
-    with pytest.raises(ValueError, match="reads hidden states"):
+    with pytest.raises(ValueError, match=r"reads hidden states|a link that passes states"):
         case.build()(None, [1] * 3, case.contexts())
+
+
+def test_what_a_head_remembers_is_in_no_checkpoint(case: Case) -> None:
+    head = case.build()
+    names = head.state_dict().keys()
+    with pytest.raises(ValueError, match=r"keeps no state|expected an index"):
+        head.prime("anything")
+    head.memory["one"] = torch.zeros(3)
+    assert head.recall("one") is not None and head.recall("two") is None
+    assert head.state_dict().keys() == names
+    head.reset("one")
+    assert head.recall("one") is None
 
 
 def _assert_same(one: Result, two: Result) -> None:
@@ -234,6 +301,10 @@ def _assert_same(one: Result, two: Result) -> None:
         assert (one.image.int() - two.image.int()).abs().max() <= 1
     elif isinstance(one, LabelResult) and isinstance(two, LabelResult):
         assert one.label == two.label and one.probabilities == pytest.approx(two.probabilities, abs=1e-5)
+    elif isinstance(one, EmbeddingResult) and isinstance(two, EmbeddingResult):
+        torch.testing.assert_close(one.vector, two.vector, atol=1e-5, rtol=1e-5)
+    elif isinstance(one, SelectionResult) and isinstance(two, SelectionResult):
+        assert one.indices == two.indices and one.score == pytest.approx(two.score, abs=1e-5)
     else:
         assert isinstance(one, ScoreResult) and isinstance(two, ScoreResult)
         assert one.score == pytest.approx(two.score, abs=1e-5)
