@@ -17,7 +17,17 @@ from rich.table import Table
 from demonstrations.demonstration import Demonstration, Results, timed
 
 HERE = Path(__file__).parent
-NAMES = ("instruction_diversity", "crosslingual_transfer", "graph_grounding", "dual_speech_encoder")
+NAMES = (
+    "instruction_diversity",
+    "crosslingual_transfer",
+    "graph_grounding",
+    "dual_speech_encoder",
+    "dense_retrieval",
+    "distilled_pairs",
+    "domain_experts",
+    "inductive_entities",
+    "pointing_at_hulls",
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

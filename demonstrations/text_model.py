@@ -90,10 +90,10 @@ def write_examples(directory: Path, prefix: str, examples: Iterable[Example], sp
             writer.write(Record(key, prefix, SOURCE, LICENSE, split, turns, meta=dict(example.meta)), {})
 
 
-def make_tokenizer(directory: Path, texts: Iterable[str]) -> int:
-    """Train a tokenizer, unless it is there; returns the number of its ids."""
+def make_tokenizer(directory: Path, texts: Iterable[str], tasks: TaskTable | None = None, size: int = 400) -> int:
+    """Train a tokenizer with the tokens of tasks, unless it is there; returns the number of its ids."""
     if not (directory / "tokenizer.json").is_file():
-        save_tokenizer(train_tokenizer(texts, 400, TaskTable(())), directory)
+        save_tokenizer(train_tokenizer(texts, size, tasks or TaskTable(())), directory)
     return len(load_tokenizer(directory))
 
 
@@ -105,7 +105,7 @@ def train(
     steps: int,
     seed: int,
     folder: Path,
-    init_from: Sequence[Mapping[str, str]] = (),
+    init_from: Sequence[Mapping[str, Any]] = (),
     trainable: Sequence[str] = (".",),
 ) -> Path:
     """One fit of a Generalist; returns the checkpoint.

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from data.converters import FORMATS
+from data.converters import FOLDERS, FORMATS
 from data.converters.conversion import ConversionError, Converted, Converter, Tally
 from data.records import KEY_PATTERN, SPLITS, RecordError
 from data.shards import ShardError, ShardWriter
@@ -113,7 +113,8 @@ def show(tally: Tally, console: Console) -> None:
 
 
 def _module(name: str) -> Converter:
-    return cast(Converter, import_module(f"data.converters.{name.replace('-', '_')}"))
+    folder = f"{FOLDERS[name]}." if name in FOLDERS else ""
+    return cast(Converter, import_module(f"data.converters.{folder}{name.replace('-', '_')}"))
 
 
 def _limited(records: Iterator[Converted], limit: int | None) -> Iterator[Converted]:

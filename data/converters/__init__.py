@@ -14,5 +14,10 @@ FORMATS: dict[str, str] = {
     "voxceleb": "VoxCeleb verification trials",
     "graphgpt": "GraphGPT instruction JSON with the texts or torch_geometric data of its nodes",
     "graph-tables": "a graph as node and edge CSV, or knowledge triples as TSV",
+    "pairs": "queries with passages, as JSON lines or a BEIR folder",
+    "entity-triples": "knowledge graphs with descriptions, in BLP's files",
     "tables": "parquet files, or a Hugging Face dataset saved to disk",
 }
+
+FOLDERS: dict[str, str] = {"pairs": "vectors", "entity-triples": "vectors"}
+"""Format -> the folder of its module, where it is not this one."""

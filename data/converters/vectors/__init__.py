@@ -1,0 +1,1 @@
+"""Formats whose items are pairs: what a query finds, and what a relation joins."""
