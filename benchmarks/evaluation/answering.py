@@ -26,6 +26,7 @@ from inference.choosing import DecodingOptions
 from inference.decoding import Start, decode
 from inference.session import Session
 from models.generalist import Generalist
+from routers.constraint import never_sampled_mask
 
 NEW, PROMPT = 12, 64
 Answers = list[list[int]]
@@ -49,7 +50,8 @@ def six_questions(folder: Path, way: str, num_images: int) -> tuple[Callable[[],
         pixels.append(encoder.normalise(rendered.media[0].inputs["pixel_values"]))  # type: ignore[operator]
     batch = {"theirs-1": 1, "theirs-16": 16}[way]
     order = sorted(range(len(asked)), key=lambda index: len(prompts[index]))
-    never = list(range(len(plan.tokenizer), model.config.text_config.vocab_size))
+    banned = never_sampled_mask(plan.vocabulary, model.config.text_config.vocab_size, generalist.device)
+    never = banned.nonzero().flatten().tolist()
 
     def answer() -> Answers:
         answers: dict[int, list[int]] = {}
