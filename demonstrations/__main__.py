@@ -27,6 +27,7 @@ NAMES = (
     "domain_experts",
     "inductive_entities",
     "pointing_at_hulls",
+    "ground_resolution",
 )
 
 

@@ -208,6 +208,10 @@ def _result_words(result: Mapping[str, Any] | None) -> str:
     if result["type"] == "label":
         probability = result["probabilities"].get(result["label"])
         return result["label"] + (f" ({probability:.0%})" if probability is not None else "")
+    return "; ".join(filter(None, [_value_words(result), *result.get("notes", ())]))
+
+
+def _value_words(result: Mapping[str, Any]) -> str:
     if result["type"] == "audio":
         return f"{result['seconds']:.1f} s of sound"
     if result["type"] == "video":

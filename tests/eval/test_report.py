@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.inspection.drawing import layout, mask_layer
+from data.inspection.drawing import layout, mask_layer, video_player
 from data.shards import Sample
 from eval.__main__ import main
 from eval.benchmarks.lookup import benchmarks_of
@@ -21,11 +21,13 @@ from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.log import read_log
 from eval.metrics.calibration import calibration
 from eval.metrics.statistics import Estimate
+from eval.prediction import result_to_json
 from eval.report.cards import card, choose
 from eval.report.charts import estimate_bars
 from eval.report.curves import read_stages, stage_sections
 from eval.report.page import clock, read_phases
 from eval.report.profile import Profile, confidence_of
+from layers.calls import AudioResult, Call, VideoResult
 from layers.media import Graph
 from tests.eval.conftest import answer_sample, box_sample, gold, mask_sample, write_log, write_shards
 
@@ -225,3 +227,17 @@ def test_bars_are_cut_and_scaled() -> None:
     shown = estimate_bars(rows)
     assert shown.count("<tr>") == 40 and "5 more parts" in shown
     assert "width:100.0%" not in shown and estimate_bars([]) == ""
+
+
+def test_generated_sounds_and_videos_play_on_a_card() -> None:
+    sample = answer_sample("image_qa", 0, "1")
+    sound = AudioResult(Call("sound", "a bark"), torch.rand(1, 400), 8000, notes=("it did not read 'loudly'",))
+    film = VideoResult(Call("film", "a dog"), torch.zeros(3, 3, 16, 16, dtype=torch.uint8), 5.0)
+    logged = json.loads(json.dumps([result_to_json(sound), result_to_json(film)]))
+    assert logged[0]["notes"] == ["it did not read 'loudly'"] and "notes" not in logged[1]
+    calls = [{"task": "sound", "prompt": "a bark", "groundings": []}, {"task": "film", "prompt": "", "groundings": []}]
+    page = card(replace(gold(sample, "image_qa"), results=logged, calls=calls), True, sample)
+    assert re.search(r'<audio controls [^>]*src="data:audio/flac;base64,', page)
+    assert re.search(r'<video controls [^>]*src="data:video/mp4;base64,', page)
+    assert "0.1 s of sound" in page and "3 frames at 5 a second" in page and "did not read" in page
+    assert 'src="data:image/gif;base64,' in video_player(b"GIF89a", "film.gif")

@@ -165,6 +165,13 @@ def test_levels_are_read_from_prompts(prompt: str, parameters: dict[str, float],
     assert level_of(call(prompt, **parameters), Resolution()) == expected
 
 
+def test_levels_are_scaled_before_they_are_encoded() -> None:
+    head = pixel_head(resolution=Resolution(scale=50.0))
+    asked = [call("15_GOOGLE_LEVEL_a harbour"), call("a harbour")]
+    labels = head(torch.randn(2, STATE), [1, 1], asked).labels
+    assert labels is not None and labels.tolist() == [750.0, 0.0]
+
+
 def test_a_level_out_of_range_is_refused() -> None:
     for prompt in ("9_GOOGLE_LEVEL_a harbour", "a harbour at 0 m/pixel", "a harbour at 0.1 m/pixel"):
         with pytest.raises(ValueError, match=r"expected 10 to 18 .128 to 0.5 m/pixel., or 0 for unknown"):
