@@ -73,7 +73,7 @@ def induced(nodes: Sequence[int], edges_from: Mapping[int, Collection[int]], tex
 
 
 def _classified_nodes(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
-    rows = _rows(source, {"id", "text"})
+    rows = read_rows(source, {"id", "text"})
     for row in rows:
         tally.fields(row, NODE_FIELDS, "nodes")
     index = {row["id"]: number for number, row in enumerate(rows)}
@@ -81,7 +81,7 @@ def _classified_nodes(source: Path, options: argparse.Namespace, tally: Tally) -
         raise ConversionError(f"'{source}': expected every id once, got {len(rows) - len(index)} repeated")
     edges_from: dict[int, set[int]] = defaultdict(set)
     neighbours: dict[int, list[int]] = defaultdict(list)
-    for edge in _rows(options.edges, {"source", "target"}):
+    for edge in read_rows(options.edges, {"source", "target"}):
         try:
             a, b = index[edge["source"]], index[edge["target"]]
         except KeyError as error:
@@ -113,7 +113,7 @@ def _classified_nodes(source: Path, options: argparse.Namespace, tally: Tally) -
 
 def _triples(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
     """Relations become nodes between head and tail, since a record's edges carry no words."""
-    triples = _read_triples(source)
+    triples = read_triples(source)
     texts: list[str] = []
     entities: dict[str, int] = {}
     edges_from: dict[int, set[int]] = defaultdict(set)
@@ -146,7 +146,12 @@ def _triples(source: Path, options: argparse.Namespace, tally: Tally) -> Iterato
             tally.skip(f"line {number + 1}", str(error))
 
 
-def _rows(path: Path, wanted: set[str]) -> list[dict[str, str]]:
+def read_rows(path: Path, wanted: set[str]) -> list[dict[str, str]]:
+    """The rows of a CSV or TSV file with a header.
+
+    Raises:
+        ConversionError: If it cannot be read, or lacks a column.
+    """
     try:
         with path.open(encoding="utf-8", newline="") as file:
             reader = csv.DictReader(file, delimiter="\t" if path.suffix == ".tsv" else ",")
@@ -159,7 +164,12 @@ def _rows(path: Path, wanted: set[str]) -> list[dict[str, str]]:
     return rows
 
 
-def _read_triples(path: Path) -> list[tuple[str, str, str]]:
+def read_triples(path: Path) -> list[tuple[str, str, str]]:
+    """(head, relation, tail) of every line.
+
+    Raises:
+        ConversionError: If the file cannot be read, or a line holds something else.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -52,7 +52,58 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "eval.benchmarks.judged.JudgedGrade",
         "eval.benchmarks.metric.ExactMatch",
         "eval.benchmarks.parser.Verbatim",
+        "eval.benchmarks.parsers.choices.ChoiceParser",
+        "eval.benchmarks.parsers.choices.LabelParser",
+        "eval.benchmarks.parsers.choices.MmmuParser",
+        "eval.benchmarks.parsers.choices.RankingParser",
+        "eval.benchmarks.parsers.choices.ScoreParser",
+        "eval.benchmarks.parsers.choices.YesNoParser",
+        "eval.benchmarks.parsers.regions.BoxParser",
+        "eval.benchmarks.parsers.regions.MaskParser",
+        "eval.benchmarks.parsers.regions.ObjectsParser",
+        "eval.benchmarks.readers.captions.CocoCaptionsReader",
+        "eval.benchmarks.readers.captions.KarpathyReader",
+        "eval.benchmarks.readers.captions.RetrievalReader",
+        "eval.benchmarks.readers.graphs.LinkReader",
+        "eval.benchmarks.readers.graphs.NodeReader",
+        "eval.benchmarks.readers.graphs.TriplesReader",
         "eval.benchmarks.readers.json_lines.JsonLinesReader",
+        "eval.benchmarks.readers.mme.MmeReader",
+        "eval.benchmarks.readers.multiple_choice.MmmuReader",
+        "eval.benchmarks.readers.multiple_choice.RotatedReader",
+        "eval.benchmarks.readers.multiple_choice.ScienceQaReader",
+        "eval.benchmarks.readers.multiple_choice.SlottedReader",
+        "eval.benchmarks.readers.regions.CocoDetectionReader",
+        "eval.benchmarks.readers.regions.ReasonSegReader",
+        "eval.benchmarks.readers.regions.RefCocoReader",
+        "eval.benchmarks.readers.rows.JsonReader",
+        "eval.benchmarks.readers.rows.TableReader",
+        "eval.benchmarks.readers.speech.IemocapReader",
+        "eval.benchmarks.readers.speech.LibriSpeechReader",
+        "eval.benchmarks.readers.speech.MustCReader",
+        "eval.benchmarks.readers.speech.SpokenQaReader",
+        "eval.benchmarks.readers.speech.TrialsReader",
+        "eval.benchmarks.readers.speech.VoiceTsvReader",
+        "eval.benchmarks.scorers.answers.Anls",
+        "eval.benchmarks.scorers.answers.ChoiceAccuracy",
+        "eval.benchmarks.scorers.answers.CircularAccuracy",
+        "eval.benchmarks.scorers.answers.Containment",
+        "eval.benchmarks.scorers.answers.MmmuAccuracy",
+        "eval.benchmarks.scorers.answers.RelaxedAccuracy",
+        "eval.benchmarks.scorers.answers.VqaAccuracy",
+        "eval.benchmarks.scorers.captions.CaptionScores",
+        "eval.benchmarks.scorers.labels.LabelScores",
+        "eval.benchmarks.scorers.labels.MatchScores",
+        "eval.benchmarks.scorers.labels.RankScores",
+        "eval.benchmarks.scorers.labels.RetrievalRecall",
+        "eval.benchmarks.scorers.regions.BoxAccuracy",
+        "eval.benchmarks.scorers.regions.DetectionScores",
+        "eval.benchmarks.scorers.regions.MaskScores",
+        "eval.benchmarks.scorers.speech.TranslationBleu",
+        "eval.benchmarks.scorers.speech.VerificationErrors",
+        "eval.benchmarks.scorers.speech.WordErrorRate",
+        "eval.benchmarks.scorers.yes_no.MmeScores",
+        "eval.benchmarks.scorers.yes_no.PopeScores",
     }
 )
 """The readers, parsers and metrics that a row may name."""
@@ -188,11 +239,12 @@ def read_catalog(*folders: str | Path) -> dict[str, dict[str, Any]]:
                 values = yaml.safe_load(file.read_text(encoding="utf-8"))
             except (OSError, yaml.YAMLError) as error:
                 raise BenchmarkError(f"'{file}': expected a YAML file of benchmarks, got {error}") from None
-            if not isinstance(values, dict) or not all(isinstance(row, dict) for row in values.values()):
+            # A name with a dot in front is what other rows share, as a YAML anchor.
+            own = values if isinstance(values, dict) else {"": values}
+            own = {name: row for name, row in own.items() if not str(name).startswith(".")}
+            if not all(isinstance(name, str) and name and isinstance(row, dict) for name, row in own.items()):
                 raise BenchmarkError(f"'{file}': expected rows by name, got {type(values).__name__}")
-            for name, row in values.items():
-                if name.startswith("."):  # what other rows share, as a YAML anchor
-                    continue
+            for name, row in own.items():
                 if name in rows:
                     raise BenchmarkError(f"'{file}': benchmark '{name}' is in the catalogue already")
                 _check_row(name, row)

@@ -49,6 +49,27 @@ def tie_averaged_ranks(
     return ranks
 
 
+def rank_among(scores: Mapping[str, float], right: str, known: Collection[str], num_candidates: int) -> float:
+    """Filtered, tie-averaged rank of the right candidate where only some candidates have a score.
+
+    Those without one lie below all that have one, and tie with one another.
+
+    Args:
+        scores: Candidate -> score.
+        right: The right one.
+        known: Others that are right as well; they do not count.
+        num_candidates: How many candidates there are in all.
+    """
+    others = {name: value for name, value in scores.items() if name != right and name not in set(known)}
+    if right in scores:
+        own = scores[right]
+        above = sum(value > own for value in others.values())
+        equal = sum(value == own for value in others.values())
+        return 1 + above + equal / 2
+    unlisted = max(0, num_candidates - len(others) - len(set(known) - {right}) - 1)
+    return 1 + len(others) + unlisted / 2
+
+
 def mean_reciprocal_rank(ranks: ArrayLike) -> float:
     """Mean of 1 / rank."""
     return float((1 / np.asarray(ranks, dtype=np.float64)).mean())

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from sacrebleu.metrics import BLEU, CHRF
 
 from eval.metrics.statistics import Estimate, bootstrap
@@ -50,19 +51,37 @@ def corpus_bleu(
     Raises:
         ValueError: If there are no sentences, numbers differ, or the tokeniser is unknown or not installed.
     """
+    statistics, reduce, signature = bleu_statistics(predictions, references, tokenizer)
+    stderr = bootstrap(lambda indices: reduce(statistics[indices]), len(predictions), num_resamples=num_resamples)
+    return TranslationScore(Estimate(reduce(statistics), len(predictions), stderr), signature)
+
+
+def bleu_statistics(
+    predictions: Sequence[str], references: Sequence[Sequence[str]], tokenizer: str = DEFAULT_TOKENIZER
+) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], float], str]:
+    """What BLEU sums: one row per sentence, the function from rows to the score, and the signature.
+
+    Args:
+        predictions: One translation per sentence.
+        references: References of each sentence, equally many.
+        tokenizer: Of sacreBLEU.
+
+    Raises:
+        ValueError: If there are no sentences, numbers differ, or the tokeniser is unknown or not installed.
+    """
     streams = _streams(predictions, references)
     try:
         metric = BLEU(tokenize=tokenizer)
-        score = metric.corpus_score(list(predictions), streams)
+        metric.corpus_score(list(predictions), streams)  # the signature counts the references that it saw
+        rows = metric._extract_corpus_statistics(list(predictions), streams)
     except (RuntimeError, ImportError) as error:  # sacreBLEU asks for its optional packages this way
         raise ValueError(f"sacreBLEU tokeniser '{tokenizer}': {' '.join(str(error).split())}") from None
-    statistics = np.asarray(metric._extract_corpus_statistics(list(predictions), streams))  # rows: what BLEU sums
 
-    def resampled(indices: np.ndarray) -> float:
-        return float(metric._compute_score_from_stats(statistics[indices].sum(0).tolist()).score)
+    def reduce(chosen: NDArray[np.float64]) -> float:
+        sums = [int(value) for value in chosen.sum(0)]
+        return float(metric._compute_score_from_stats(sums).score)
 
-    stderr = bootstrap(resampled, len(predictions), num_resamples=num_resamples)
-    return TranslationScore(Estimate(float(score.score), len(predictions), stderr), str(metric.get_signature()))
+    return np.asarray(rows, dtype=np.float64), reduce, str(metric.get_signature())
 
 
 def corpus_chrf(predictions: Sequence[str], references: Sequence[Sequence[str]]) -> TranslationScore:

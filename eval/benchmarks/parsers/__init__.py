@@ -1,0 +1,1 @@
+"""Parsers of the catalogue: choices, yes or no, labels, scores, boxes and masks."""

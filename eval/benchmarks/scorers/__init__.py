@@ -1,0 +1,1 @@
+"""Metrics of the catalogue, in one pass over answers."""

@@ -1,0 +1,94 @@
+"""What a fixture is: a few questions of our own in a benchmark's official format, and what must come out."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+
+@dataclass(frozen=True)
+class Fixture:
+    """Questions of a benchmark.
+
+    Args:
+        make: Writes its files into the benchmark's folder.
+        count: How many samples there are.
+        constant: Metric -> what the best constant reply scores.
+        gold: Metric -> what the gold scores where that is not 1, or 0 of an error.
+        again: Makes an id occur twice in the files; None where the format has no ids.
+        no_media: Whether samples show media that lie in the annotation files, or none.
+    """
+
+    make: Callable[[Path], None]
+    count: int
+    constant: Mapping[str, float]
+    gold: Mapping[str, float] = field(default_factory=dict)
+    again: Callable[[Path], None] | None = None
+    no_media: bool = False
+
+
+def picture(seed: int = 0, width: int = 12, height: int = 8) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def base64_picture(seed: int = 0) -> str:
+    return base64.b64encode(picture(seed)).decode("ascii")
+
+
+def clip(seconds: float = 0.05, kind: str = "WAV", seed: int = 0) -> bytes:
+    stream = io.BytesIO()
+    noise = np.random.default_rng(seed).uniform(-0.5, 0.5, round(16_000 * seconds))
+    soundfile.write(stream, noise, 16_000, format=kind, subtype="PCM_16")
+    return stream.getvalue()
+
+
+def write(path: Path, content: bytes | str | object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return path
+
+
+def write_lines(path: Path, rows: Sequence[object]) -> None:
+    write(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def write_tsv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        table = csv.DictWriter(stream, list(rows[0]), delimiter="\t")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def repeat(file: str, rows: str | None = None, last: bool = False) -> Callable[[Path], None]:
+    """Adds the first (or last) row of a JSON list, of JSON lines, or of lines with a header, once more."""
+
+    def change(folder: Path) -> None:
+        path = folder / file
+        try:
+            value = json.loads(path.read_bytes())
+        except ValueError:
+            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            path.write_text("".join([*lines, lines[-1]]), encoding="utf-8")
+            return
+        listed = value[rows] if rows is not None else value
+        listed.append(listed[-1 if last else 0])
+        path.write_text(json.dumps(value), encoding="utf-8")
+
+    return change
