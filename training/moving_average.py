@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from training.optimizer import local
+
 
 class MovingAverage(nn.Module):
     """``a ← d · a + (1 - d) · θ`` after every step, for every trained parameter θ.
@@ -67,7 +69,9 @@ class MovingAverage(nn.Module):
             average.copy_(own)
 
     def _pairs(self, module: nn.Module) -> list[tuple[Tensor, Tensor]]:
+        """Averages and parameters, of shards what this process has: all that is done to them is elementwise."""
         parameters = dict(module.named_parameters())
         return [
-            (average.detach(), parameters[name.replace("/", ".")].detach()) for name, average in self.averages.items()
+            (local(average.detach()), local(parameters[name.replace("/", ".")].detach()))
+            for name, average in self.averages.items()
         ]
