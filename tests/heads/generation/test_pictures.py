@@ -99,7 +99,7 @@ def test_regions_on_an_image_keep_their_place_in_a_layout(saved: Saved) -> None:
     context = call("a car", Region((0.0, 0.25, 0.5, 0.5)), media=[shown(SOURCE[:, :8])])
     (request,) = head(None, [0], [context])
     assert request.own["boxes"] == [[0.0, 0.0, 0.5, 0.5]]
-    boxes = BoxesResult(Call("ground", "it"), ((4.0, 2.0, 8.0, 8.0),))
+    boxes = BoxesResult(Call("ground", "it"), ((4.0, 2.0, 8.0, 8.0),), (1.0,))
     context = HeadContext(Call("draw", "a car", (ResultRef(0),)), [shown(SOURCE[:, :8])], [boxes])
     (request,) = head(None, [0], [context])
     assert request.own["boxes"] == [[0.25, 0.25, 0.5, 1.0]]
