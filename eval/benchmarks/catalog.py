@@ -96,6 +96,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "eval.benchmarks.scorers.labels.MatchScores",
         "eval.benchmarks.scorers.labels.RankScores",
         "eval.benchmarks.scorers.labels.RetrievalRecall",
+        "eval.benchmarks.scorers.mathvista.MathVistaAccuracy",
         "eval.benchmarks.scorers.regions.BoxAccuracy",
         "eval.benchmarks.scorers.regions.DetectionScores",
         "eval.benchmarks.scorers.regions.MaskScores",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -13,8 +13,9 @@ from data.shards import Sample
 from eval.benchmarks.benchmark import BenchmarkError
 from eval.benchmarks.catalog import CatalogBenchmark, MediaMembers, read_catalog
 from eval.benchmarks.readers.speech import Slice
+from eval.judges.judge import Judge, Template, Verdict
 from eval.prediction import Prediction, silent
-from tests.eval.benchmarks import captions_and_regions, choices, hub, speech_and_graphs, visual_questions
+from tests.eval.benchmarks import captions_and_regions, choices, hub, judged, speech_and_graphs, visual_questions
 from tests.eval.benchmarks.fixture import Fixture
 
 ROWS = read_catalog()
@@ -24,14 +25,29 @@ FIXTURES: dict[str, Fixture] = {
     **captions_and_regions.FIXTURES,
     **speech_and_graphs.FIXTURES,
     **hub.FIXTURES,
+    **judged.FIXTURES,
 }
+
+
+class GoldJudge(Judge):
+    """Gives the highest grade to a reply that is the answer; of what it is asked to extract it makes nothing."""
+
+    identity = "gold"
+
+    def verdicts(self, template: Template, payloads: Sequence[Mapping[str, str]]) -> Iterator[Verdict]:
+        for payload in payloads:
+            top = "5" if "5" in template.text else "1.0"
+            yield Verdict(top if payload["reply"] == payload.get("answer") else "0" if "answer" in payload else "")
 
 
 def made(name: str, data: Path) -> CatalogBenchmark:
     folder = data / str(ROWS[name].get("folder", name))
     folder.mkdir(parents=True, exist_ok=True)
     FIXTURES[name].make(folder)
-    return CatalogBenchmark(name, ROWS[name], data)
+    benchmark = CatalogBenchmark(name, ROWS[name], data)
+    if benchmark.needs_judge:
+        benchmark.judge = GoldJudge()
+    return benchmark
 
 
 def rows_of(benchmark: CatalogBenchmark) -> list[Prediction]:

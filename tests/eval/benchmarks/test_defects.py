@@ -19,6 +19,7 @@ from data.media import decode_mask, decode_media, encode_mask
 from eval.benchmarks.benchmark import BenchmarkError, says
 from eval.benchmarks.catalog import CatalogBenchmark
 from eval.benchmarks.parsers.regions import to_pixels
+from eval.judges.judge import Judge, Template, Verdict
 from eval.prediction import Prediction
 from tests.eval.benchmarks.fixture import picture, write, write_tsv
 from tests.eval.benchmarks.test_catalogue import ROWS, made, rows_of
@@ -330,3 +331,34 @@ def test_hugging_face_directories_are_rows_too(tmp_path: Path) -> None:
     sample = next(iter(benchmark.records()))
     (item,) = sample.record.media.values()
     assert decode_media(item, sample.members[item.file]).shape == (3, 8, 12)  # type: ignore[union-attr]
+
+
+def test_without_a_judge_there_is_no_number(tmp_path: Path) -> None:
+    for name, metric in (("mmvet", "grade"), ("audiobench_qa", "grade"), ("mathvista", "accuracy")):
+        benchmark = made(name, tmp_path)
+        benchmark.judge = None
+        scores = benchmark.score(says(row, "It is something else.") for row in rows_of(benchmark))
+        score = scores[f"{name}/{metric}"]
+        assert score.na.startswith("no judge") and score.value != score.value, "not 0, and no other metric instead"
+
+
+def test_mathvista_asks_a_judge_for_what_no_rule_can_read(tmp_path: Path) -> None:
+    asked = []
+
+    class Extractor(Judge):
+        identity = "extractor"
+
+        def verdicts(self, template: Template, payloads: Any) -> Any:
+            for payload in payloads:
+                asked.append(payload["reply"])
+                assert "answer" not in payload, "it does not see the gold"
+                yield Verdict("(B)" if "second" in payload["reply"] else "14.0")
+
+    benchmark = made("mathvista", tmp_path)
+    benchmark.judge = Extractor()
+    replies = ["The second option fits.", "I count fourteen.", "1.23", "14"]
+    rows = [says(row, reply) for row, reply in zip(rows_of(benchmark), replies, strict=True)]
+    scores = benchmark.score(rows)
+    assert asked == replies[:2]
+    assert scores["mathvista/accuracy"].value == 1.0 and scores["mathvista/rule_accuracy"].value == 0.5
+    assert "judge extractor" in scores["mathvista/accuracy"].protocol
