@@ -19,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training bench-constraint clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ bench-encoders: $(DEV_STAMP) ## Towers beside their libraries, loading beside tr
 bench-training: $(DEV_STAMP) ## Lightning's trainer beside a plain loop, and how the cost grows
 	$(VENV_PYTHON) -m benchmarks.lightning_overhead $(ARGS)
 	$(VENV_PYTHON) -m benchmarks.scaling $(ARGS)
+
+bench-constraint: $(DEV_STAMP) ## What constrained decoding adds to a decode step; also as runs/benchmarks/constrained_decoding.json
+	$(VENV_PYTHON) -m benchmarks.constrained_decoding $(ARGS)
 
 bench-data: $(DEV_STAMP) ## Loaders side by side; the table also as runs/benchmarks/data_loading.json
 	$(VENV_PYTHON) -m benchmarks.data_loading $(ARGS)

@@ -16,6 +16,7 @@ from layers.batch import PADDING, Batch, HeadCall, MediaBatch
 from layers.head import num_terms
 from layers.layout import Layout
 from models.plan import BatchPlan
+from routers.router import ROUTER_LOSS
 
 TOKEN_LOSS = "token"
 _FILL = 0.99  # share of a pack's room that its samples should come to
@@ -44,7 +45,8 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
 
     Returns:
         The pack. ``counts["token"]`` is the number of labels that the loss uses: a label at the first position of
-        a segment has nothing that could predict it. ``counts[HEAD]`` is that of the terms that its targets bring.
+        a segment has nothing that could predict it. ``counts[HEAD]`` is that of the terms that its targets bring, and
+        ``counts["router"]``, where a router learns, that of the labels outside of calls.
 
     Raises:
         ValueError: If there is no sample, one is empty, or they are longer than ``pad_to``.
@@ -63,6 +65,8 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         labels += sample.labels
         positions += range(length)
         counts[TOKEN_LOSS] += length - 1 - sample.labels[1:].count(IGNORED)
+    if plan.with_routing:
+        counts[ROUTER_LOSS] = counts[TOKEN_LOSS] - sum(_num_labels_within(sample) for sample in samples)
     keys = [sample.key for sample in samples]
     instructions = [torch.tensor(sample.instruction) for sample in samples] if plan.with_instructions else []
     padding = 0 if pad_to is None else pad_to - len(input_ids)
@@ -87,6 +91,12 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         counts=counts,
         instructions=instructions,
     )
+
+
+def _num_labels_within(sample: Rendered) -> int:
+    """Labels within calls, but for the tokens that open them."""
+    spans = [call.call.token_span for call in sample.calls]
+    return sum(label != IGNORED for start, end in spans for label in sample.labels[start + 1 : end])
 
 
 def _pack_media(samples: Sequence[Rendered], plan: BatchPlan) -> dict[str, MediaBatch]:

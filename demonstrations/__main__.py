@@ -22,6 +22,7 @@ NAMES = (
     "crosslingual_transfer",
     "graph_grounding",
     "dual_speech_encoder",
+    "task_tokens",
     "dense_retrieval",
     "distilled_pairs",
     "domain_experts",

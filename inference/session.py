@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -117,18 +117,24 @@ class Session:
 
     @classmethod
     def from_pretrained(
-        cls, directory: str | PathLike[str], device: torch.device | str | None = None, **options: object
+        cls,
+        directory: str | PathLike[str],
+        device: torch.device | str | None = None,
+        extra_classes: Iterable[str] = (),
+        **options: object,
     ) -> Session:
         """Load a checkpoint directory and open a session on it.
 
         Args:
             directory: As written by training.
             device: The GPU if there is one, else the CPU, by default.
+            extra_classes: Class paths of parts of your own that the checkpoint may name.
             **options: The constructor's keyword arguments.
         """
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        return cls(Generalist.from_pretrained(str(directory), device), **options)  # type: ignore[arg-type]
+        generalist = Generalist.from_pretrained(str(directory), device, extra=extra_classes)
+        return cls(generalist, **options)  # type: ignore[arg-type]
 
     @torch.inference_mode()
     def generate(

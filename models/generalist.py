@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Self
@@ -26,12 +26,12 @@ from models.adapters.lora_experts import balance_loss
 from models.conditions import Conditions
 from models.language import LanguageModel
 from models.media import EncodedMedia, seen_by_heads
-from models.plan import BatchPlan
+from models.plan import BatchPlan, feature_costs
 from models.projectors import Projector
-from models.token_loss import supervised_rows
+from models.token_loss import routing_places, supervised_rows
 from models.tokenizer import load_tokenizer
 from models.touch import touch
-from routers.router import MarkerRouter, Router
+from routers.router import ROUTER_LOSS, MarkerRouter, Router
 from routers.tasks import TaskTable
 from routers.vocabulary import Vocabulary
 
@@ -101,11 +101,13 @@ class Generalist(nn.Module):
         self.register_buffer("situation_of", self._situation_of(), persistent=False)
 
     @classmethod
-    def from_pretrained(cls, directory: str | Path, device: str | torch.device = "cpu", verify: bool = True) -> Self:
+    def from_pretrained(
+        cls, directory: str | Path, device: str | torch.device = "cpu", verify: bool = True, extra: Iterable[str] = ()
+    ) -> Self:
         """Load a checkpoint directory; see :func:`models.checkpoint.load_checkpoint`."""
         from models.checkpoint import load_checkpoint
 
-        generalist = load_checkpoint(directory, device, verify=verify)
+        generalist = load_checkpoint(directory, device, extra, verify)
         assert isinstance(generalist, cls)
         return generalist
 
@@ -121,7 +123,6 @@ class Generalist(nn.Module):
 
     def plan(self) -> BatchPlan:
         """What data workers need; no weights."""
-        own = _num_parameters(self.language_model)
         return BatchPlan(
             tokenizer=self.tokenizer,
             vocabulary=self.vocabulary,
@@ -132,7 +133,8 @@ class Generalist(nn.Module):
             max_frames=self.max_frames,
             media_marks=self.media_marks,
             with_instructions=self.language_model.gate is not None,
-            feature_costs={kind: round(_num_parameters(item) / own, 4) for kind, item in self.encoders.items()},
+            with_routing=self.router.learns,
+            feature_costs=feature_costs(self.encoders, self.language_model),
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -218,6 +220,8 @@ class Generalist(nn.Module):
         if self.language_model.training and self.language_model.balance_weight:
             balance = self.language_model.balance_weight * balance_loss(self.language_model)
             losses[TOKEN_LOSS].total = losses[TOKEN_LOSS].total + losses[TOKEN_LOSS].count * balance
+        if self.router.learns:
+            losses[ROUTER_LOSS] = self.router.loss(*routing_places(states, batch, self.tasks))
         for name in self.heads:
             calls = [call for call in batch.calls.get(name, []) if call.target]
             for reads in (True, False):  # one head may answer tasks of either kind of link
@@ -369,6 +373,8 @@ class Generalist(nn.Module):
         return slots
 
     def _check_parts(self) -> None:
+        if reserved := sorted({TOKEN_LOSS, ROUTER_LOSS} & set(self.heads)):
+            raise ValueError(f"heads: expected other names than those of losses, got {reserved}")
         if set(self.encoders) != set(self.projectors):
             raise ValueError(f"one projector per encoder: got {sorted(self.encoders)} and {sorted(self.projectors)}")
         marked = sorted(set(self.media_marks) - set(self.encoders))
@@ -392,7 +398,3 @@ class Generalist(nn.Module):
         rows, ids = self.language_model.vocab_size, len(self.tokenizer)
         if rows < ids:
             raise ValueError(f"the tokenizer has {ids} ids, the language model only {rows} embedding rows")
-
-
-def _num_parameters(part: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in part.parameters())

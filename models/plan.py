@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from layers.encoder import Processor
@@ -31,6 +32,7 @@ class BatchPlan:
         max_frames: Frames that stand for a video.
         media_marks: Modality -> texts before and after its items in a prompt, no part of what the user says.
         with_instructions: Whether the model also reads every sample's instruction by itself.
+        with_routing: Whether its router learns where calls begin.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -43,6 +45,7 @@ class BatchPlan:
     max_frames: int = 8
     media_marks: dict[str, tuple[str, str]] = field(default_factory=dict)
     with_instructions: bool = False
+    with_routing: bool = False
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,3 +64,13 @@ class BatchPlan:
             "media_marks": self.media_marks,
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def feature_costs(encoders: nn.ModuleDict, language_model: nn.Module) -> dict[str, float]:
+    """What a feature of each encoder costs, in positions of the language model: the ratio of their parameters."""
+    own = _num_parameters(language_model)
+    return {kind: round(_num_parameters(encoder) / own, 4) for kind, encoder in encoders.items()}
+
+
+def _num_parameters(part: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in part.parameters())

@@ -1,4 +1,4 @@
-"""The token loss: supervised rows only, and never the logits of all positions at once."""
+"""Where a pack's tokens teach, and the token loss: never the logits of all positions at once."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from layers.batch import Batch
+from routers.tasks import TaskTable
 
 IGNORE_INDEX = -100
 # Of a chunk of our own loss: 16 MiB of float32, unless that would be too few rows for a matrix product.
@@ -47,6 +50,31 @@ def plain_token_loss() -> Iterator[None]:
         yield
     finally:
         _PLAIN.reset(token)
+
+
+def routing_places(states: Tensor, batch: Batch, tasks: TaskTable) -> tuple[Tensor, Tensor, list[tuple[str, ...]]]:
+    """Supervised tokens that stand outside of calls, opening tokens included.
+
+    Args:
+        states: (T, d) hidden states of the pack.
+        batch: The pack.
+        tasks: Says which tasks the media of a segment allow.
+
+    Returns:
+        (n, d) the states before them, (n,) the tokens, and per token the tasks that could begin there.
+    """
+    positions, tokens = supervised_rows(batch.labels[0], batch.segment_lengths)
+    inside = torch.zeros(batch.labels.shape[1], dtype=torch.bool, device=positions.device)
+    for calls in batch.calls.values():
+        for item in calls:
+            start, end = item.call.token_span
+            inside[start + 1 : end] = True
+    kept = ~inside[positions + 1]
+    lengths = torch.tensor(batch.segment_lengths, device=positions.device)
+    segments = torch.arange(len(lengths), device=positions.device).repeat_interleave(lengths)
+    available = [tasks.available(kinds) for kinds in _kinds_of_segments(batch)]
+    owners = segments[positions[kept] + 1].tolist()
+    return states[positions[kept]], tokens[kept], [available[owner] for owner in owners]
 
 
 def linear_cross_entropy(
@@ -163,3 +191,11 @@ def chunked_cross_entropy(
         total = total + (checkpoint(loss, rows, wanted, use_reentrant=False) if recomputed else loss(rows, wanted))
     assert isinstance(total, Tensor)
     return total
+
+
+def _kinds_of_segments(batch: Batch) -> list[list[str]]:
+    kinds: list[list[str]] = [[] for _ in batch.segment_lengths]
+    for kind, media in batch.media.items():
+        for segment in media.segments.tolist():
+            kinds[segment].append(kind)
+    return kinds

@@ -7,8 +7,11 @@ from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
+from layers.head import LossTerm
 from routers.parser import CallParser, Parsed
 from routers.vocabulary import Vocabulary
+
+ROUTER_LOSS = "router"
 
 
 class Router(nn.Module, ABC):
@@ -17,6 +20,8 @@ class Router(nn.Module, ABC):
     Args:
         vocabulary: The control tokens; a Generalist binds its own.
     """
+
+    loss_weight = 1.0
 
     def __init__(self, vocabulary: Vocabulary | None = None) -> None:
         super().__init__()
@@ -40,6 +45,11 @@ class Router(nn.Module, ABC):
         self._vocabulary = vocabulary
 
     @property
+    def learns(self) -> bool:
+        """Whether it has a loss, see :meth:`loss`."""
+        return False
+
+    @property
     def steers(self) -> bool:
         """Whether :meth:`steer` has a say in which call begins where."""
         return False
@@ -56,6 +66,16 @@ class Router(nn.Module, ABC):
             (B, V) logits; as they are where the language model's own task tokens decide.
         """
         return logits
+
+    def loss(self, states: Tensor, token_ids: Tensor, available: Sequence[Collection[str]]) -> LossTerm:
+        """What it learns from the places of a pack where a call could begin; the count is their number.
+
+        Args:
+            states: (n, d) the hidden states before those places.
+            token_ids: (n,) what stands there.
+            available: Per place the tasks that could begin there.
+        """
+        return LossTerm(states.sum() * 0, len(states))
 
     def parser(self, available: Collection[str] | None = None) -> CallParser:
         """A parser of one reply, fed as the reply is written.

@@ -128,6 +128,11 @@ class TaskTable:
         if len(set(names)) != len(names):
             raise ValueError(f"task names must be unique, got {names}")
 
+        for head in {task.head for task in self.tasks}:
+            weights = {task.name: task.loss_weight for task in self.tasks if task.head == head}
+            if len(set(weights.values())) > 1:
+                raise ValueError(f"loss_weight: expected one for all tasks of head '{head}', got {weights}")
+
     def __iter__(self) -> Iterator[TaskSpec]:
         return iter(self.tasks)
 

@@ -17,6 +17,7 @@ from models.checkpoint import save_checkpoint
 from models.generalist import TOKEN_LOSS, Generalist
 from models.plan import BatchPlan
 from models.tokenizer import load_tokenizer
+from routers.router import ROUTER_LOSS
 from training.acceleration import Acceleration, accelerate
 from training.balance import Balance, BalancedAdamW
 from training.faults import FiniteGuard, memory_explained
@@ -80,8 +81,8 @@ class Recipe(L.LightningModule):
         acceleration: Recomputed or compiled layers, products in eight bits.
         features: Keep what frozen encoders give on disk, and run them once per item.
         changes: What a stage changes in ``generalist``, merged over it mapping by mapping: an adapter, a head.
-        average_decay: Decay of an exponential moving average of the weights, with which the model is validated and
-            exported; None: none.
+        average_decay: Decay of a moving average of the weights, which is validated and exported; None: none.
+        extra_classes: Class paths of parts of your own that ``generalist`` names, such as "my_heads.CountHead".
     """
 
     own_losses: ClassVar[Mapping[str, float]] = {}
@@ -107,25 +108,25 @@ class Recipe(L.LightningModule):
         features: FrozenFeatures | None = None,
         average_decay: float | None = None,
         changes: dict | None = None,
+        extra_classes: list[str] | None = None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.generalist_config: dict[str, Any] = merge_config(plain_config(generalist), plain_config(changes or {}))
         self.save_hyperparameters(ignore=["generalist", "init_from", "balance", "acceleration", "features", "changes"])
-        validate_config(self.generalist_config)
+        self.extra_classes = extra_classes or []
+        validate_config(self.generalist_config, self.extra_classes)
         self.trainable = trainable
         self.init_from = init_from or []
         self.learning_rate = learning_rate
         self.learning_rates = learning_rates or {}
         self.muon = muon or {}
-        self.weight_decay = weight_decay
-        self.betas = betas
+        self.weight_decay, self.betas = weight_decay, betas
         self.warmup_steps = warmup_steps
         self.balance = balance
         self.max_grad_norm = max_grad_norm
         self.loss_weights = loss_weights or {}
-        self.seed = seed
-        self.export = export
+        self.seed, self.export = seed, export
         self.acceleration = acceleration or Acceleration()
         self.features = features
         self.keeper: FeatureKeeper | None = None
@@ -145,7 +146,7 @@ class Recipe(L.LightningModule):
             ValueError: For a part, a pattern or a weight that does not fit, naming its key.
         """
         with torch.device("meta"):
-            generalist = build_generalist(self.generalist_config)
+            generalist = build_generalist(self.generalist_config, self.extra_classes)
         set_trainable(generalist, self.trainable)
         self.groups(generalist)
         self._resolve_loss_weights(generalist)
@@ -181,7 +182,7 @@ class Recipe(L.LightningModule):
         check_sources(self.init_from, load_tokenizer(self.generalist_config["tokenizer"]))
         sharded = trainer is not None and is_sharding(trainer.strategy)
         with built_once(self.global_rank if sharded else 0):
-            generalist = build_generalist(self.generalist_config)
+            generalist = build_generalist(self.generalist_config, self.extra_classes)
             for source in self.init_from if not sharded or self.global_rank == 0 else ():
                 load_weights(generalist, source)
         set_trainable(generalist, self.trainable)
@@ -386,7 +387,8 @@ class Recipe(L.LightningModule):
         self.log_dict(values)
 
     def _resolve_loss_weights(self, generalist: Generalist) -> dict[str, float]:
-        weights = {TOKEN_LOSS: 1.0, **self.own_losses} | {name: 1.0 for name in generalist.heads}
+        router = {ROUTER_LOSS: generalist.router.loss_weight} if generalist.router.learns else {}
+        weights = {TOKEN_LOSS: 1.0, **self.own_losses, **router} | {name: 1.0 for name in generalist.heads}
         weights |= {task.head: task.loss_weight for task in generalist.tasks}
         unknown = sorted(set(self.loss_weights) - set(weights))
         if unknown:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from eval.askers.asker import Asker, Question
 from eval.benchmarks.benchmark import Benchmark
@@ -16,8 +17,9 @@ from eval.controls import random_generalist, zeroed, zeroed_for_heads
 from eval.prediction import Prediction, predicted
 from inference.conversation import Conversation, Reply
 from inference.session import Session
-from models.checkpoint import MANIFEST, file_sha256
+from models.checkpoint import CONFIG, MANIFEST, file_sha256
 from models.generalist import Generalist
+from routers.router import MarkerRouter
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 MAX_NEW_TOKENS = 96
@@ -34,6 +36,7 @@ class Decoding:
         device: Such as "cpu" or "cuda"; the GPU if there is one by default.
         constrained: Decode under the grammar; never for a reported routing figure.
         confidence: Log how likely the model found each reply, for calibration.
+        markers: Let the task tokens that the model writes route, whatever router the checkpoint holds.
     """
 
     max_new_tokens: int | None = None
@@ -42,6 +45,7 @@ class Decoding:
     device: str | None = None
     constrained: bool = False
     confidence: bool = False
+    markers: bool = False
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -84,6 +88,8 @@ class SessionAsker(Asker):
     def identity(self) -> Mapping[str, Any]:
         """Hash of the checkpoint's manifest, which holds the hashes of its files, and how it is decoded."""
         session = {"constrained": self.decoding.constrained, "dtype": self.decoding.dtype, "decoding": "greedy"}
+        if not self.decoding.markers and (router := _router_of(self.checkpoint)):
+            session["router"] = router
         return {"checkpoint_sha256": file_sha256(self.checkpoint / MANIFEST), "session": session}
 
     @property
@@ -104,6 +110,8 @@ class SessionAsker(Asker):
         else:
             generalist = Generalist.from_pretrained(str(self.checkpoint), device)
         generalist = generalist.to(DTYPES[self.decoding.dtype])
+        if self.decoding.markers:
+            generalist.router = MarkerRouter(generalist.vocabulary)
         return Session(
             generalist,
             constrained=self.decoding.constrained,
@@ -155,3 +163,9 @@ class SessionAsker(Asker):
                 return [str(error)]
         half = (len(conversations) + 1) // 2
         return self._replies(conversations[:half], opening) + self._replies(conversations[half:], opening)
+
+
+def _router_of(checkpoint: Path) -> str | None:
+    """Name of the class of a checkpoint's router, where it holds one."""
+    router = yaml.safe_load((checkpoint / CONFIG).read_text()).get("router")
+    return router["class_path"].rpartition(".")[2] if router else None

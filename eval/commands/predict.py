@@ -58,6 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--constrained", action="store_true", help="decode under the grammar; never for routing scores")
     parser.add_argument("--confidence", action="store_true", help="log how likely each reply was, for calibration")
+    parser.add_argument(
+        "--markers", action="store_true", help="route by the task tokens, whatever router the checkpoint holds"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many samples of each benchmark")
     parser.add_argument("--batch-size", type=int, default=32, help="conversations decoded together (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, help="longer replies are cut (the benchmark's own limit, or 96)")
@@ -84,6 +87,7 @@ def run(options: argparse.Namespace) -> int:
         device=options.device,
         constrained=options.constrained,
         confidence=options.confidence,
+        markers=options.markers,
     )
     benchmarks: dict[str, Benchmark]
     if options.input:

@@ -16,7 +16,9 @@ from data.media.results import reference_result
 from data.packing import pack
 from data.records import Message, Part, Target
 from data.render import render, render_prompt
+from heads.boxes import BoxHead
 from heads.frames import rasterise
+from heads.prompted import PromptedHead
 from inference.conversation import Conversation
 from inference.session import Session
 from layers.calls import BoxesResult, Call, HeadContext, ImageResult, LabelResult, MaskResult, Result, ScoreResult
@@ -36,7 +38,7 @@ LINKS: dict[str, dict[str, Any]] = {
 }
 
 
-def linked(folder: Path, changes: dict[str, dict[str, Any]]) -> Generalist:
+def linked(folder: Path, changes: dict[str, dict[str, Any]], prompted: bool = False) -> Generalist:
     """The tiny Generalist with some tasks changed, and only their heads."""
     tasks = [{**task, **changes[task["name"]]} for task in copy.deepcopy(TASKS["tasks"]) if task["name"] in changes]
     table = {**TASKS, "tasks": tasks}
@@ -45,6 +47,9 @@ def linked(folder: Path, changes: dict[str, dict[str, Any]]) -> Generalist:
     for task in tasks:
         if "num_queries" in changes[task["name"]]:
             heads[task["head"]]["init_args"]["num_queries"] = task["num_queries"]
+    if prompted:
+        wrapper = {"class_path": "heads.prompted.PromptedHead"}
+        heads = {name: {**wrapper, "init_args": {"head": head, "state_size": 32}} for name, head in heads.items()}
     torch.manual_seed(0)
     return build_generalist({**CONFIG, "tokenizer": str(folder), "tasks": table, "heads": heads})
 
@@ -100,9 +105,45 @@ def test_a_head_gets_the_same_states_in_training_and_in_mid_generation(task, lin
         assert whole.input_ids[whole.calls[0].call.state_positions[-1] + 1] == anchor
 
 
+@pytest.mark.parametrize("link", ["text", "boxes"])
+@pytest.mark.parametrize("task", ["ground", "seg", "draw", "edit"])
+def test_only_words_and_boxes_cross_to_a_prompted_head(task, link, tmp_path):
+    """Its loss does not reach the language model, and a reply is answered as the record is."""
+    change = {"link": link, "num_queries": 0, "prompt_tokens": "none"}
+    payload = ["prompt", "regions"] if link == "boxes" or SAMPLES[task] in ("box", "edit") else ["prompt"]
+    generalist = linked(tmp_path, {task: {**change, "payload": payload}}, prompted=True).eval()
+    name = generalist.tasks[task].head
+    head = generalist.heads[name]
+    whole, session, conversation = asked_again(*sample(SAMPLES[task]), generalist)
+    assert generalist.vocabulary.anchor_id is None and not whole.calls[0].call.state_positions
+    batch = pack([whole], session.plan)
+    torch.manual_seed(0)
+    generalist(batch)[name].total.backward()
+    gradient = generalist.language_model.model.base_model.layers[0].mlp.down_proj.weight.grad
+    assert gradient is None and head.reader.words.weight.grad.abs().max() > 0
+    with watched(head) as asked:
+        (reply,) = session.generate([conversation])
+    assert not reply.errors and reply.results[0] is not None and asked[0][0] is None
+    (call,) = reply.calls
+    assert call.prompt == whole.calls[0].call.prompt
+
+    states, lengths = head.reader([context.call for context in asked[0][2]])
+    again, _ = head.reader([replace(asked[0][2][0].call, prompt="something else")])
+    assert states.shape == (sum(lengths), 32) and not torch.equal(states[-1], again[-1])
+    padded, _ = head.reader([asked[0][2][0].call, replace(call, prompt="many words " * 9)])
+    torch.testing.assert_close(padded[: lengths[0]], states, rtol=1e-4, atol=1e-4)
+
+
 def test_a_link_that_a_head_does_not_take_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"task 'seg' link: expected one of \['hidden', 'queries'\] for MaskHead"):
         linked(tmp_path, {"seg": {"link": "text", "prompt_tokens": "none"}})
+
+
+def test_a_prompted_head_takes_no_states_and_no_queries(tmp_path):
+    with pytest.raises(ValueError, match=r"task 'seg' link: expected one of \['boxes', 'text'\] for PromptedHead"):
+        linked(tmp_path, {"seg": {"num_queries": 0}}, prompted=True)
+    with pytest.raises(ValueError, match="expected one without queries, which nothing could place, got 2"):
+        PromptedHead(BoxHead(32, 16, width=16, num_queries=2), 32)
 
 
 def test_an_edit_gets_the_mask_that_an_earlier_call_cut_out(tmp_path):
