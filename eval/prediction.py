@@ -137,7 +137,7 @@ class Prediction:
 
     def to_json(self) -> dict[str, Any]:
         """A log row."""
-        return {"type": "prediction", **asdict(self)}
+        return {"type": "prediction", **vars(self)}
 
     @classmethod
     def from_json(cls, row: Mapping[str, Any]) -> Prediction:
