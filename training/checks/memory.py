@@ -120,6 +120,8 @@ def _activations(generalist: Generalist, precision: str, pack: Batch) -> int:
     with mode:
         model = generalist.to_empty(device="cpu")
     model.train()
+    if model.language_model.situations is not None:  # which tokens are of which kind makes no difference here
+        model.language_model.situations.use(torch.zeros_like(pack.input_ids))
     kept = _Kept([*model.parameters(), *model.buffers()])
     casts = torch.autocast("cpu", half) if precision.endswith("mixed") else nullcontext()
     with mode, torch.autograd.graph.saved_tensors_hooks(kept.pack, lambda tensor: tensor), casts:
@@ -128,8 +130,7 @@ def _activations(generalist: Generalist, precision: str, pack: Batch) -> int:
         for kind, item in encoded.items():
             embeds = model.place(embeds, pack.media[kind].positions, item.projected)
         language = model.language_model
-        conditions = model.conditions(pack.input_ids[0].split(pack.segment_lengths), pack.instructions)
-        states = language(embeds[None], pack.position_ids, pack.segment_lengths, conditions.gates)
+        states = language._packed(embeds[None], pack.position_ids, pack.segment_lengths)
         rows = states[: pack.counts.get("token", 0)]
         loss = language.cross_entropy(rows, pack.input_ids[0, : len(rows)])
     del loss
