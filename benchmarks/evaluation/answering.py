@@ -61,7 +61,7 @@ def six_questions(folder: Path, way: str, num_images: int) -> tuple[Callable[[],
             ids = torch.stack([_left(prompts[index], width, 0) for index in chosen])
             mask = torch.stack([_left(torch.ones_like(prompts[index]), width, 0) for index in chosen])
             images = torch.stack([pixels[index] for index in chosen])
-            out = model.generate(  # type: ignore[operator]
+            out = model.generate(
                 input_ids=ids,
                 attention_mask=mask,
                 pixel_values=images,
@@ -83,7 +83,7 @@ def decoding(folder: Path, way: str, batch: int, dtype: torch.dtype, new: int) -
     if way == "theirs":
 
         def continue_theirs() -> Answers:
-            out = model.generate(  # type: ignore[operator]
+            out = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=new,

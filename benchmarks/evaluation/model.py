@@ -35,7 +35,8 @@ def write_model(folder: Path) -> None:
     text |= {"num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 1024}
     text |= {"vocab_size": 16_000, "eos_token_id": 1, "pad_token_id": 0}
     torch.manual_seed(0)
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_id=len(tokenizer))
+    parts = {"vision_config": vision, "text_config": text, "image_token_id": len(tokenizer)}
+    config = LlavaConfig(**parts)
     model = LlavaForConditionalGeneration(config)
     for parameter in model.parameters():
         parameter.data *= 2  # far from uniform logits
