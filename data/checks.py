@@ -89,6 +89,9 @@ def _problems_of_call(
 
 
 def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> str | None:
+    if kind in ("boxes", "masks"):
+        one = {"boxes": ("box", "box_xyxy"), "masks": ("mask", "mask")}[kind]
+        return next(filter(None, (_problem_of_target(one[0], item[one[1]], latest) for item in value)), None)
     if kind == "box":
         return _outside(value, latest.get("image"))
     if kind == "mask":

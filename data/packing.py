@@ -117,6 +117,7 @@ def _pack_media(samples: Sequence[Rendered], plan: BatchPlan) -> dict[str, Media
             token_lengths=[len(item.positions) for item in items],
             segments=torch.tensor(segments),
             positions=torch.tensor(positions, dtype=torch.int64),
+            originals=[item.original for item in items if item.original is not None],
         )
     return media
 

@@ -19,8 +19,9 @@ FILE_PATTERN = re.compile(r"[a-z0-9_-]+\.[a-z0-9]+\Z")
 MediaType = Literal["image", "video", "audio", "graph"]
 MEDIA_TYPES: tuple[str, ...] = ("image", "video", "audio", "graph")
 GROUNDING_TYPES: tuple[str, ...] = ("region", "time_span", "node", "result")
-TARGET_TYPES: tuple[str, ...] = ("box", "mask", "image", "label", "score", "order", "pair")
+TARGET_TYPES: tuple[str, ...] = ("box", "boxes", "mask", "masks", "image", "label", "score", "order", "pair")
 PAIR_ROLES: tuple[str, ...] = ("query", "positive", "negative")
+_ITEMS = {"boxes": "box_xyxy", "masks": "mask"}
 SPLITS: tuple[str, ...] = ("train", "val", "test")
 _SIZE_NAMES = {
     "image": "(width, height)",
@@ -93,9 +94,10 @@ class Target:
 
     Args:
         type: "box" (value: xyxy in original pixels), "mask" (value: COCO run-length dictionary, or a PNG member),
-            "image" (a member), "label" (value: string), "score" (value: number), "order" (value: indices of inputs,
-            such as nodes, in order) or "pair" (value: ``{"group", "role"}`` of a query and what it is compared with,
-            and what the head learns of them).
+            "boxes" and "masks" (value: a list, maybe empty, of ``{"box_xyxy": ..., "label": ...}`` and of
+            ``{"mask": ..., "label": ...}``), "image" (a member), "label" (value: string), "score" (value: number),
+            "order" (value: indices of inputs, such as nodes, in order) or "pair" (value: ``{"group", "role"}`` of a
+            query and what it is compared with, and what the head learns of them).
         value: The value, unless a member holds it.
         file: The member name without the key, or None.
     """
@@ -267,10 +269,9 @@ def _parse_target(name: str, value: Mapping[str, Any]) -> Target:
     else:
         _expect(value.get("value") is not None, f"target '{name}'", "a value or a file", dict(value))
     if kind == "box":
-        box: Any = value.get("value")
-        good = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
-        good = good and box[0] < box[2] and box[1] < box[3]
-        _expect(good, f"target '{name}' value", "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)
+        _check_box(f"target '{name}' value", value.get("value"))
+    elif kind in _ITEMS:
+        _check_items(f"target '{name}' value", _ITEMS[str(kind)], value.get("value"))
     elif kind == "order":
         order: Any = value.get("value")
         good = isinstance(order, list) and all(type(index) is int and index >= 0 for index in order)
@@ -299,6 +300,22 @@ def _parse_messages(
     messages = tuple(_parse_message(item, media, targets) for item in value)
     _expect(bool(messages), what, "at least one message", [])
     return messages
+
+
+def _check_items(what: str, field: str, items: Any) -> None:
+    wanted = f"a list of {{'{field}': ..., 'label': a string, or left out}}"
+    _expect(isinstance(items, list), what, wanted, items)
+    for item in items:
+        good = isinstance(item, dict) and field in item and set(item) <= {field, "label"}
+        _expect(good and isinstance(item.get("label", ""), str), what, wanted, item)
+        if field == "box_xyxy":
+            _check_box(f"{what}, box_xyxy", item[field])
+
+
+def _check_box(what: str, box: Any) -> None:
+    good = isinstance(box, list) and len(box) == 4 and all(type(x) in (int, float) for x in box)
+    good = good and box[0] < box[2] and box[1] < box[3]
+    _expect(good, what, "[x1, y1, x2, y2] with x1 < x2 and y1 < y2", box)
 
 
 def _parse_message(value: Mapping[str, Any], media: Mapping[str, Media], targets: Mapping[str, Target]) -> Message:

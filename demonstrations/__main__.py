@@ -29,6 +29,7 @@ NAMES = (
     "inductive_entities",
     "pointing_at_hulls",
     "ground_resolution",
+    "four_links",
 )
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 from torch import Tensor
 
 from data.media import Video
-from demos.render import draw_boxes, overlay_mask, to_pil
+from demos.render import draw_boxes, overlay_mask, overlay_masks, to_pil
 from heads.experts.expert_head import share_experts
 from heads.experts.pool import ExpertPool
 from inference.conversation import Conversation, HeadError, Reply
@@ -29,6 +29,7 @@ from layers.calls import (
     ImageResult,
     LabelResult,
     MaskResult,
+    MasksResult,
     NodeRef,
     RankingResult,
     Region,
@@ -158,11 +159,13 @@ def write_results(conversation: Conversation, reply: Reply, directory: Path, max
     for index, result in enumerate(reply.results):
         drawings: dict[str, Any] = {}
         if isinstance(result, BoxesResult) and seen is not None:
-            labels = [f"{result.call.prompt} {score:.2f}" for score in result.scores]
-            drawings["boxes"] = draw_boxes(seen, result.boxes_xyxy, labels)
+            drawings["boxes"] = draw_boxes(seen, result.boxes_xyxy, captions(result))
         elif isinstance(result, MaskResult) and seen is not None:
             drawings["mask"] = to_pil(result.mask)
             drawings["overlay"] = overlay_mask(seen, result.mask)
+        elif isinstance(result, MasksResult) and seen is not None:
+            drawings |= {f"mask{place}": to_pil(mask) for place, mask in enumerate(result.masks)}
+            drawings["overlay"] = overlay_masks(seen, result.masks, captions(result))
         elif isinstance(result, ImageResult):
             drawings["image"] = to_pil(result.image)
         for name, drawing in drawings.items():
@@ -184,6 +187,12 @@ def _encoded(result: AudioResult | VideoResult) -> tuple[bytes, str]:
     if isinstance(result, AudioResult):
         return encode_audio(result.waveform, result.sample_rate, "wav"), "wav"
     return encode_frames(result.frames, result.fps)
+
+
+def captions(result: BoxesResult | MasksResult) -> list[str]:
+    """What is written beside each box or mask: its label, or what the call asked for, and its score."""
+    labels = result.labels or (result.call.prompt,) * len(result.scores)
+    return [f"{label} {score:.2f}".strip() for label, score in zip(labels, result.scores, strict=True)]
 
 
 def _last_seen(conversation: Conversation, max_frames: int) -> Tensor | None:
@@ -227,9 +236,12 @@ def _error_as_json(error: ParseError | HeadError) -> dict[str, Any]:
 def result_as_json(result: Result | None) -> dict[str, Any] | None:
     """What of a result fits in JSON."""
     if isinstance(result, BoxesResult):
-        return {"boxes_xyxy": [list(box) for box in result.boxes_xyxy], "scores": list(result.scores)}
+        return {"boxes_xyxy": [list(box) for box in result.boxes_xyxy], **_scored(result)}
     if isinstance(result, MaskResult):
         return {"mask_pixels": int(result.mask.sum()), "size": list(result.mask.shape[::-1])}
+    if isinstance(result, MasksResult):
+        size = list(result.masks.shape[:0:-1])
+        return {"mask_pixels": [int(mask.sum()) for mask in result.masks], "size": size, **_scored(result)}
     if isinstance(result, ImageResult):
         return {"size": list(result.image.shape[:0:-1])}
     if isinstance(result, AudioResult):
@@ -249,6 +261,10 @@ def result_as_json(result: Result | None) -> dict[str, Any] | None:
     return None
 
 
+def _scored(result: BoxesResult | MasksResult) -> dict[str, Any]:
+    return {"scores": list(result.scores), **({"labels": list(result.labels)} if result.labels else {})}
+
+
 def describe_grounding(grounding: object) -> str:
     """One grounding in words."""
     if isinstance(grounding, Region):
@@ -265,10 +281,17 @@ def describe_grounding(grounding: object) -> str:
 def describe_result(result: Result | None) -> str:
     """One result in words."""
     if isinstance(result, BoxesResult):
-        boxes = zip(result.boxes_xyxy, result.scores, strict=True)
-        return "; ".join(f"box {', '.join(f'{e:.1f}' for e in box)} ({score:.2f})" for box, score in boxes) or "no box"
+        labels = [f"{label}: " for label in result.labels] or [""] * len(result.scores)
+        found = [
+            f"{label}box {', '.join(f'{edge:.1f}' for edge in box)} ({score:.2f})"
+            for label, box, score in zip(labels, result.boxes_xyxy, result.scores, strict=True)
+        ]
+        return "; ".join(found) or "no box"
     if isinstance(result, MaskResult):
         return f"mask of {int(result.mask.sum())} pixels"
+    if isinstance(result, MasksResult):
+        sizes = zip(captions(result), result.masks, strict=True)
+        return "; ".join(f"{caption}: mask of {int(mask.sum())} pixels" for caption, mask in sizes) or "no mask"
     if isinstance(result, ImageResult):
         return f"image of {result.image.shape[2]}x{result.image.shape[1]} pixels"
     if isinstance(result, AudioResult):

@@ -72,8 +72,52 @@ def overlay_mask(image: Tensor, mask: Tensor, colour: tuple[int, int, int] = PAL
     if mask.shape != image.shape[1:]:
         raise ValueError(f"expected a mask of {tuple(image.shape[1:])}, got {tuple(mask.shape)}")
     pixels, inside = image.float().cpu(), mask.cpu().bool()
-    tinted = 0.45 * pixels + 0.55 * torch.tensor(colour, dtype=torch.float32)[:, None, None]
-    blended = torch.where(inside, tinted, 0.6 * pixels + 0.4 * 32).round().clamp(0, 255).to(torch.uint8)
-    drawing = to_pil(blended)
+    return _enlarged(_blended(torch.where(inside, _tinted(pixels, colour), _dimmed(pixels))))
+
+
+def overlay_masks(image: Tensor, masks: Tensor, labels: Sequence[str] = ()) -> Image.Image:
+    """Tint the pixels of several masks, each in a colour of its own and in a box with its label, and dim the others.
+
+    Args:
+        image: (3, H, W) uint8; small images are enlarged by a whole factor.
+        masks: (K, H, W) bool of the same raster, best first, which is drawn on top.
+        labels: Text per mask, at its box's corner, or nothing.
+
+    Returns:
+        The drawing.
+
+    Raises:
+        ValueError: If the masks are not of the image's size.
+    """
+    if len(masks) and masks.shape[1:] != image.shape[1:]:
+        raise ValueError(f"expected masks of {tuple(image.shape[1:])}, got {tuple(masks.shape[1:])}")
+    pixels, masks = image.float().cpu(), masks.cpu().bool()
+    drawn = _dimmed(pixels)
+    for index in reversed(range(len(masks))):
+        drawn = torch.where(masks[index], _tinted(pixels, PALETTE[index % len(PALETTE)]), drawn)
+    boxes = [tight_box(mask) for mask in masks]
+    return draw_boxes(_blended(drawn), boxes, labels)
+
+
+def tight_box(mask: Tensor) -> Box:
+    """The box xyxy around the pixels of a mask (H, W), continuous edges; without area for an empty mask."""
+    rows, columns = mask.any(1).nonzero().flatten().tolist(), mask.any(0).nonzero().flatten().tolist()
+    return (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1) if rows else (0.0, 0.0, 0.0, 0.0)
+
+
+def _tinted(pixels: Tensor, colour: tuple[int, int, int]) -> Tensor:
+    return 0.45 * pixels + 0.55 * torch.tensor(colour, dtype=torch.float32)[:, None, None]
+
+
+def _dimmed(pixels: Tensor) -> Tensor:
+    return 0.6 * pixels + 0.4 * 32
+
+
+def _blended(pixels: Tensor) -> Tensor:
+    return pixels.round().clamp(0, 255).to(torch.uint8)
+
+
+def _enlarged(pixels: Tensor) -> Image.Image:
+    drawing = to_pil(pixels)
     factor = enlargement(drawing.width, drawing.height)
     return drawing.resize((drawing.width * factor, drawing.height * factor), Image.Resampling.NEAREST)

@@ -27,6 +27,7 @@ from layers.calls import (
     ImageResult,
     LabelResult,
     MaskResult,
+    MasksResult,
     NodeRef,
     RankingResult,
     Region,
@@ -130,9 +131,7 @@ class Prediction:
         for call in self.reference["calls"]:
             target = call.get("target")
             if target is not None and target["type"] == kind:
-                data = base64.b64decode(target["data"]) if "data" in target else None
-                file = target.get("file")
-                return decode_target(Target(type=kind, value=target.get("value"), file=file), data)
+                return reference_value(target)
         raise ValueError(f"sample '{self.key}' of '{self.benchmark}': expected a {kind} target, got none")
 
     def to_json(self) -> dict[str, Any]:
@@ -201,6 +200,12 @@ def reference_of(sample: Sample) -> dict[str, Any]:
     return {"text": text, "calls": calls, "meta": dict(sample.record.meta)}
 
 
+def reference_value(target: Mapping[str, Any]) -> Any:
+    """A reference call's target, decoded as :func:`data.media.decode_target` does."""
+    data = base64.b64decode(target["data"]) if "data" in target else None
+    return decode_target(Target(type=target["type"], value=target.get("value"), file=target.get("file")), data)
+
+
 def call_to_json(call: Call) -> dict[str, Any]:
     """Task, prompt and groundings in the notation of records."""
     return {
@@ -213,9 +218,9 @@ def call_to_json(call: Call) -> dict[str, Any]:
 def result_to_json(result: Result) -> dict[str, Any]:
     """A result as JSON, and its notes.
 
-    It is one of ``boxes``, ``mask`` (COCO run-length), ``image`` (base64 PNG), ``audio`` (base64 FLAC), ``video``
-    (base64, its ``format`` MP4 or GIF), ``label``, ``score``, ``embedding`` (base64 of little-endian float32),
-    ``ranking`` (names) and ``selection`` (indices).
+    It is one of ``boxes``, ``mask`` and ``masks`` (COCO run-lengths), ``image`` (base64 PNG), ``audio`` (base64 FLAC),
+    ``video`` (base64, its ``format`` MP4 or GIF), ``label``, ``score``, ``embedding`` (base64 of little-endian
+    float32), ``ranking`` (names) and ``selection`` (indices).
 
     Raises:
         TypeError: For a result type that the log does not know.
@@ -226,9 +231,12 @@ def result_to_json(result: Result) -> dict[str, Any]:
 def _value_to_json(result: Result) -> dict[str, Any]:
     if isinstance(result, BoxesResult):
         boxes = [[float(edge) for edge in box] for box in result.boxes_xyxy]
-        return {"type": "boxes", "boxes_xyxy": boxes, "scores": [float(score) for score in result.scores]}
+        return {"type": "boxes", "boxes_xyxy": boxes, **_scored(result)}
     if isinstance(result, MaskResult):
-        return {"type": "mask", "mask": encode_mask(result.mask)}
+        score = {} if result.score is None else {"score": float(result.score)}
+        return {"type": "mask", "mask": encode_mask(result.mask), **score}
+    if isinstance(result, MasksResult):
+        return {"type": "masks", "masks": [encode_mask(mask) for mask in result.masks], **_scored(result)}
     if isinstance(result, ImageResult):
         return {"type": "image", "png": encode_image(result.image)}
     if isinstance(result, AudioResult):
@@ -250,6 +258,11 @@ def _value_to_json(result: Result) -> dict[str, Any]:
     if isinstance(result, SelectionResult):
         return {"type": "selection", "indices": list(result.indices), "score": float(result.score)}
     raise TypeError(f"expected a result that the log can hold, got {type(result).__name__}")
+
+
+def _scored(result: BoxesResult | MasksResult) -> dict[str, Any]:
+    labels = {"labels": list(result.labels)} if result.labels else {}
+    return {"scores": [float(score) for score in result.scores], **labels}
 
 
 def encode_image(image: Tensor) -> str:

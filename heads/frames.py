@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from layers.calls import BoxesResult, HeadContext, MaskResult
+from layers.calls import BoxesResult, HeadContext, MaskResult, MasksResult
 from layers.geometry import GeometricTransform
 from layers.head import HeadTarget
 from layers.layout import ItemLayout
@@ -74,11 +74,12 @@ def rasterise(context: HeadContext, like: Tensor) -> Tensor:
     for result in context.referred_results:
         if isinstance(result, BoxesResult):
             boxes += [transform.normalise_box(box) for box in result.boxes_xyxy]
-        elif isinstance(result, MaskResult):
-            if tuple(result.mask.shape) != tuple(reversed(transform.original_size)):
-                got, expected = tuple(reversed(result.mask.shape)), transform.original_size
+        elif isinstance(result, MaskResult | MasksResult):
+            mask = result.mask if isinstance(result, MaskResult) else result.masks.any(0)
+            if tuple(mask.shape) != tuple(reversed(transform.original_size)):
+                got, expected = tuple(reversed(mask.shape)), transform.original_size
                 raise ValueError(f"a call refers to a mask of {got} pixels, expected one of its image's {expected}")
-            region = torch.maximum(region, transform.apply_mask(result.mask)[None].to(region))
+            region = torch.maximum(region, transform.apply_mask(mask)[None].to(region))
             named = True
     if not boxes and not named:
         return like.new_ones(1, height, width)

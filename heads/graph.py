@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.attend import StateReader, perceptron, required_states
+from heads.attend import StateReader, perceptron
+from heads.links import LinkedHead
 from layers.calls import HeadContext, LabelResult, MediaFeatures, Result, ScoreResult
-from layers.head import Head, HeadTarget, LossTerm
+from layers.head import HeadTarget, Link, LossTerm
 from layers.layout import ItemLayout
 
 NODE_SETS = 4
@@ -56,7 +57,7 @@ class ScoreTargetProcessor:
         return {"score": torch.tensor(score)}
 
 
-class NodeClassHead(Head):
+class NodeClassHead(LinkedHead):
     """Classifies the target node (node 0) of the latest graph.
 
     Args:
@@ -67,10 +68,10 @@ class NodeClassHead(Head):
         num_layers: Cross-attention layers over the graph's nodes.
         num_heads: Attention heads.
         dropout: Dropout before the classifier.
-        num_queries: Learned queries in the language model, for the link ``queries``.
+        link: What crosses from the language model.
+        num_queries: Learned queries, for the link ``queries``.
+        text_encoder: Directory of a pretrained text encoder, for the links ``text`` and ``boxes``.
     """
-
-    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -81,9 +82,11 @@ class NodeClassHead(Head):
         num_layers: int = 1,
         num_heads: int = 4,
         dropout: float = 0.1,
+        link: Link = "hidden",
         num_queries: int = 0,
+        text_encoder: str | None = None,
     ) -> None:
-        super().__init__(num_queries, state_size)
+        super().__init__(link, state_size, num_queries, text_encoder=text_encoder)
         if len(set(classes)) != len(classes) or len(classes) < 2:
             raise ValueError(f"classes must be at least two different names, got {list(classes)}")
         self.classes = tuple(classes)
@@ -93,7 +96,7 @@ class NodeClassHead(Head):
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Tensor:
         """Class logits (n, classes), see :meth:`layers.head.Head.forward`."""
-        states = required_states(states, "NodeClassHead")
+        states, lengths = self.crossed(states, lengths, contexts)
         if not contexts:
             return states.new_zeros(0, len(self.classes))
         graphs = [_last_graphs(context, 1)[0] for context in contexts]
@@ -116,7 +119,7 @@ class NodeClassHead(Head):
         return results
 
 
-class LinkHead(Head):
+class LinkHead(LinkedHead):
     """Scores whether the target node of one graph links to the target node of another.
 
     A perceptron sees both target nodes, their product and difference, the state after it has read both graphs,
@@ -134,10 +137,10 @@ class LinkHead(Head):
         num_layers: Cross-attention layers over the nodes of both graphs.
         num_heads: Attention heads.
         dropout: Dropout before the classifier.
-        num_queries: Learned queries in the language model, for the link ``queries``.
+        link: What crosses from the language model.
+        num_queries: Learned queries, for the link ``queries``.
+        text_encoder: Directory of a pretrained text encoder, for the links ``text`` and ``boxes``.
     """
-
-    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -148,9 +151,11 @@ class LinkHead(Head):
         num_layers: int = 1,
         num_heads: int = 4,
         dropout: float = 0.1,
+        link: Link = "hidden",
         num_queries: int = 0,
+        text_encoder: str | None = None,
     ) -> None:
-        super().__init__(num_queries, state_size)
+        super().__init__(link, state_size, num_queries, text_encoder=text_encoder)
         self.node_size = node_size
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
         self.side = nn.Parameter(torch.randn(2, feature_size) * 0.02)
@@ -164,7 +169,7 @@ class LinkHead(Head):
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> Tensor:
         """Link logits (n,), see :meth:`layers.head.Head.forward`."""
-        states = required_states(states, "LinkHead")
+        states, lengths = self.crossed(states, lengths, contexts)
         if not contexts:
             return states.new_zeros(0)
         pairs = [_last_graphs(context, 2) for context in contexts]

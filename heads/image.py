@@ -12,10 +12,11 @@ from diffusers.models.unets.unet_2d import UNet2DModel
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from heads.attend import Relevance, StateReader, group_indices, perceptron, required_states
+from heads.attend import Relevance, StateReader, group_indices, perceptron
 from heads.frames import ImageTargetProcessor, coordinates, rasterise, to_original
+from heads.links import LinkedHead
 from layers.calls import HeadContext, ImageResult, Result
-from layers.head import Head, HeadTarget, LossTerm
+from layers.head import HeadTarget, Link, LossTerm
 
 SKETCH_SIDE, SKETCH_CHANNELS = 8, 4
 """Cells per side and channels of the map that a drawing's states lay out."""
@@ -42,7 +43,7 @@ class FlowConditions:
         return [logits is not None for logits in self.heat]
 
 
-class FlowImageHead(Head):
+class FlowImageHead(LinkedHead):
     """Draws an image, or edits the latest one, with a rectified flow conditioned on query states.
 
     The flow goes on straight lines (https://arxiv.org/abs/2209.03003): ``x_t = (1 - t)·image + t·start``, and Euler
@@ -77,9 +78,9 @@ class FlowImageHead(Head):
         num_layers: Its layers.
         num_heads: Its heads.
         seed: Seed of the noise, together with the call's words (the parameter ``seed`` overrides it).
+        link: What crosses from the language model; ``text`` and ``boxes`` want ``num_queries`` 0.
+        text_encoder: Directory of a pretrained text encoder, for the links ``text`` and ``boxes``.
     """
-
-    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -101,8 +102,10 @@ class FlowImageHead(Head):
         num_layers: int = 2,
         num_heads: int = 4,
         seed: int = 0,
+        link: Link = "hidden",
+        text_encoder: str | None = None,
     ) -> None:
-        super().__init__(num_queries, state_size)
+        super().__init__(link, state_size, num_queries, text_encoder=text_encoder)
         if len(channels) < 2 or any(count % 8 for count in channels):
             raise ValueError(f"channels must be at least two multiples of 8, got {list(channels)}")
         if not 0 <= condition_dropout < 1:
@@ -148,7 +151,7 @@ class FlowImageHead(Head):
         Raises:
             ValueError: If a call brings fewer states than queries, or none, or an edit has no image.
         """
-        states = required_states(states, "FlowImageHead")
+        states, lengths = self.crossed(states, lengths, contexts)
         wrong = [length for length in lengths if length < self.num_states]
         if wrong:
             raise ValueError(f"FlowImageHead reads at least {self.num_states} states per call, got {wrong[0]}")

@@ -41,6 +41,8 @@ class MediaBatch:
         positions: (ΣN',) positions of the items' placeholders in ``input_ids``, in item order.
         contents: A hash per item of what the encoder is given, where features of a frozen encoder are kept.
         features: (N, d) per item what the encoder gave before, or None; where all are there, it is not run.
+        originals: Images (3, H, W) uint8 as they were before the processor, one per item, for heads that look at them;
+            empty where none does.
     """
 
     items: list[dict[str, Tensor]]
@@ -50,6 +52,11 @@ class MediaBatch:
     positions: Tensor
     contents: list[str] = field(default_factory=list)
     features: list[Tensor | None] = field(default_factory=list)
+    originals: list[Tensor] = field(default_factory=list)
+
+    def original(self, index: int) -> Tensor | None:
+        """An item's original, where the batch carries them."""
+        return self.originals[index] if self.originals else None
 
     def to(self, device: torch.device | str) -> MediaBatch:
         """The same batch on a device."""
@@ -59,6 +66,7 @@ class MediaBatch:
             features=_move(self.features, device),
             segments=_move(self.segments, device),
             positions=_move(self.positions, device),
+            originals=_move(self.originals, device),
         )
 
 

@@ -99,19 +99,60 @@ class Result:
     notes: tuple[str, ...] = field(default=(), kw_only=True)
 
 
+def _check_listed(count: int, scores: tuple[float, ...], labels: tuple[str, ...]) -> None:
+    """One score, and one label, for each of ``count`` things, or none at all."""
+    if len(scores) not in (0, count) or len(labels) not in (0, count):
+        told = f"{len(scores)} scores and {len(labels)} labels"
+        raise ValueError(f"expected a score and a label for each of {count}, or none, got {told}")
+
+
 @dataclass(frozen=True)
 class BoxesResult(Result):
-    """Boxes in original pixels, xyxy, best first."""
+    """Boxes in original pixels, xyxy, best first.
+
+    Args:
+        boxes_xyxy: None or more.
+        scores: One per box.
+        labels: What each box shows, such as a phrase of the prompt; empty where there is but one thing asked for.
+    """
 
     boxes_xyxy: tuple[Box, ...] = ()
     scores: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_listed(len(self.boxes_xyxy), self.scores, self.labels)
 
 
 @dataclass(frozen=True)
 class MaskResult(Result):
-    """A boolean mask (H, W) of the original raster."""
+    """A boolean mask (H, W) of the original raster.
+
+    Args:
+        mask: The pixels.
+        score: How well the head thinks that it fits, 0 to 1, where it says so.
+    """
 
     mask: Tensor = field(default_factory=lambda: torch.zeros(0, 0, dtype=torch.bool))
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class MasksResult(Result):
+    """Instances: boolean masks (K, H, W) of the original raster, best first; they may overlap.
+
+    Args:
+        masks: None or more.
+        scores: One per mask.
+        labels: What each mask shows; empty where there is but one thing asked for.
+    """
+
+    masks: Tensor = field(default_factory=lambda: torch.zeros(0, 0, 0, dtype=torch.bool))
+    scores: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_listed(len(self.masks), self.scores, self.labels)
 
 
 @dataclass(frozen=True)

@@ -90,6 +90,14 @@ class GeometricTransform:
         left, top = -((side - width) // 2), -((side - height) // 2)
         return cls(original_size, (left, top, left + side, top + side), input_size, 0, 0, input_size)
 
+    @classmethod
+    def longest_side(cls, original_size: tuple[int, int], side: int) -> GeometricTransform:
+        """Scale the raster's longer side to ``side`` and pad at the right and below to a square, as SAM does."""
+        width, height = original_size
+        scale = side / max(width, height)
+        resized = (max(1, int(width * scale + 0.5)), max(1, int(height * scale + 0.5)))
+        return cls(original_size, (0, 0, width, height), resized, 0, 0, (side, side))
+
     @property
     def scale(self) -> tuple[float, float]:
         """(x, y) factors from original to input pixels."""
@@ -170,21 +178,25 @@ class GeometricTransform:
         """Map a boolean mask (H, W) of the original frame to the input frame (input height, input width)."""
         return self.apply_image(mask[None].float())[0] >= 0.5
 
-    def invert_mask(self, mask_logits: Tensor) -> Tensor:
+    def invert_mask(self, mask_logits: Tensor, directly: bool = False) -> Tensor:
         """Map mask logits of any resolution over the input frame to original pixels.
 
         Args:
             mask_logits: (h, w) logits covering the whole input frame.
+            directly: Where the input frame shows the image and nothing else, interpolate once, and not by way of the
+                input's resolution.
 
         Returns:
             (H, W) boolean mask in the original frame; what the crop removed is False.
         """
         input_width, input_height = self.input_size
         logits = mask_logits.float()[None, None]
-        if logits.shape[-2:] != (input_height, input_width):
+        rows, columns = self._seen_input()
+        whole = (rows.start, rows.stop, columns.start, columns.stop) == (0, input_height, 0, input_width)
+        if logits.shape[-2:] != (input_height, input_width) and not (directly and whole):
             logits = F.interpolate(logits, (input_height, input_width), mode="bilinear", align_corners=False)
         left, top, right, bottom = self.seen_xyxy
-        logits = logits[..., *self._seen_input()]
+        logits = logits if whole else logits[..., rows, columns]
         if logits.shape[-2:] != (bottom - top, right - left):
             logits = F.interpolate(logits, (bottom - top, right - left), mode="bilinear", align_corners=False)
         mask = torch.zeros(1, self.original_size[1], self.original_size[0], dtype=torch.bool, device=logits.device)

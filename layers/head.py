@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,10 @@ from layers.calls import HeadContext, Result
 from layers.layout import ItemLayout
 
 HeadTarget = dict[str, Tensor]
+Link = Literal["text", "boxes", "hidden", "queries"]
+"""What crosses from the language model to a head: the prompt's text alone; text and boxes; the hidden state at the
+anchor token (or before it); or the states of k learned queries."""
+LINKS: tuple[Link, ...] = ("text", "boxes", "hidden", "queries")
 TERMS = "terms"
 """Key of a target that says how many terms of the loss it brings, where that is not one."""
 
@@ -55,14 +59,16 @@ class TargetProcessor(Protocol):
     """Turns a record's target into tensors in a data worker: picklable, without weights.
 
     It gets the layouts of the conversation's images, unless an attribute ``media_kind`` names another kind.
+    One that needs to know what was asked has, besides, a method ``for_call(call) -> TargetProcessor``.
     """
 
     def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
         """Process one target.
 
         Args:
-            value: The decoded target: boxes in original pixels (list of 4 floats), a mask (H, W) bool tensor, an
-                image (3, H, W) uint8 tensor, a label string, a number, indices (K,), or the mapping of a pair.
+            value: The decoded target (:func:`data.media.decode_target`): a box in original pixels (list of 4 floats), a
+                mask (H, W) bool tensor, a list of either with labels, an image (3, H, W) uint8 tensor, a label string,
+                a number, indices (K,), or the mapping of a pair.
             media: Layouts of the conversation's images, or of its other media of one kind, up to the call (the last
                 one is the call's).
 
@@ -86,6 +92,8 @@ class Head(nn.Module, ABC):
         num_queries: Learned queries that the language model carries for this head (link type ``queries``).
         queries: (num_queries, d_llm) parameter, or None.
         target_processor: Turns targets of records into tensors.
+        reads_originals: Whether it looks at images as they were before the encoder's processor; training then carries
+            them in the batch.
         bases: Prefix of parameters -> where their first weights come from; a checkpoint stores what differs.
 
     Args:
@@ -93,13 +101,14 @@ class Head(nn.Module, ABC):
         state_size: d_llm, where there are queries.
     """
 
-    links: ClassVar[frozenset[str]] = frozenset({"text", "boxes", "hidden", "queries"})
+    links: frozenset[Link] = frozenset(LINKS)
     draws_layouts: ClassVar[bool] = False
     gathers: ClassVar[bool] = False
     num_queries: int = 0
     bases: Mapping[str, str] = MappingProxyType({})
     queries: nn.Parameter | None
     target_processor: TargetProcessor
+    reads_originals: bool = False
 
     def __init__(self, num_queries: int = 0, state_size: int = 0) -> None:
         super().__init__()

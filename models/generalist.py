@@ -135,6 +135,7 @@ class Generalist(nn.Module):
             with_instructions=self.language_model.gate is not None,
             with_routing=self.router.learns,
             feature_costs=feature_costs(self.encoders, self.language_model),
+            with_originals=any(self._head(name).reads_originals for name in self.heads),
         )
 
     def train(self, mode: bool = True) -> Self:
@@ -203,10 +204,8 @@ class Generalist(nn.Module):
         """Hidden states (T, d) of a pack, and its encoded media."""
         encoded = self.encode_media(batch.media)
         embeds = self.embed(batch.input_ids[0])
-        if self.in_step and torch.is_grad_enabled():
-            embeds = embeds + touch(
-                self.parameters(), embeds, self.in_step == "zeros"
-            )  # all come by here, before the language model
+        if self.in_step and torch.is_grad_enabled():  # all come by here, before the language model
+            embeds = embeds + touch(self.parameters(), embeds, self.in_step == "zeros")
         for kind, item in encoded.items():
             embeds = self.place(embeds, batch.media[kind].positions, item.projected)
         conditions = self.conditions(batch.input_ids[0].split(batch.segment_lengths), batch.instructions)
@@ -276,7 +275,8 @@ class Generalist(nn.Module):
         features = {kind: item.layout.split(item.features) for kind, item in encoded.items()}
 
         def view(kind: str, index: int) -> MediaFeatures:
-            return seen_by_heads(kind, media[kind].layout.items[index], media[kind].items[index], features[kind][index])
+            own, place = media[kind], features[kind][index]
+            return seen_by_heads(kind, own.layout.items[index], own.items[index], place, own.original(index))
 
         return [
             HeadContext(item.call, [view(*reference) for reference in item.media], item.earlier_results)

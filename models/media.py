@@ -27,7 +27,9 @@ class EncodedMedia:
     projected_layout: Layout
 
 
-def seen_by_heads(kind: str, layout: ItemLayout, inputs: dict[str, Tensor], features: Tensor) -> MediaFeatures:
+def seen_by_heads(
+    kind: str, layout: ItemLayout, inputs: dict[str, Tensor], features: Tensor, original: Tensor | None = None
+) -> MediaFeatures:
     """What heads get of an item: of an image in tiles or with regions, the cells of the whole image alone.
 
     Args:
@@ -35,7 +37,9 @@ def seen_by_heads(kind: str, layout: ItemLayout, inputs: dict[str, Tensor], feat
         layout: Of its features.
         inputs: Of its encoder.
         features: (N, d).
+        original: The image before the encoder's processor, where the batch carries it.
     """
     if layout.num_views > 1:
         inputs = {**inputs, "pixel_values": inputs["pixel_values"][0]}
-    return MediaFeatures(kind, features[: layout.whole.num_features], layout.whole, inputs)
+    load = None if original is None else lambda: original
+    return MediaFeatures(kind, features[: layout.whole.num_features], layout.whole, inputs, load)

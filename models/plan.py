@@ -33,6 +33,7 @@ class BatchPlan:
         media_marks: Modality -> texts before and after its items in a prompt, no part of what the user says.
         with_instructions: Whether the model also reads every sample's instruction by itself.
         with_routing: Whether its router learns where calls begin.
+        with_originals: Whether a head looks at images as they were before the encoder's processor.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -46,6 +47,7 @@ class BatchPlan:
     media_marks: dict[str, tuple[str, str]] = field(default_factory=dict)
     with_instructions: bool = False
     with_routing: bool = False
+    with_originals: bool = False
     hash: str = field(init=False)
 
     def __post_init__(self) -> None:

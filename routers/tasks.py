@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-Link = Literal["text", "boxes", "hidden", "queries"]
+from layers.head import LINKS, Link
+
 AnchorState = Literal["at", "before"]
 Payload = Literal["prompt", "regions", "time_spans", "nodes", "results"]
 PromptTokens = Literal["none", "states", "embeddings"]
 PROMPT_TOKENS: tuple[str, ...] = ("none", "states", "embeddings")
-LINKS: tuple[str, ...] = ("text", "boxes", "hidden", "queries")
 ANCHOR_STATES: tuple[str, ...] = ("at", "before")
 PAYLOADS: tuple[str, ...] = ("prompt", "regions", "time_spans", "nodes", "results")
 _NAME = re.compile(r"[a-z][a-z0-9_]*\Z")

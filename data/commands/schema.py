@@ -34,7 +34,9 @@ def record_schema() -> dict[str, Any]:
     box = {"type": "array", "items": number, "minItems": 4, "maxItems": 4}
     target["allOf"] = [
         {"if": {"not": {"required": ["file"]}}, "then": {"required": ["value"]}},
-        {"if": {"properties": {"type": {"const": "box"}}}, "then": {"properties": {"value": box}}},
+        _valued("box", box),
+        _valued("boxes", _array(_object({"box_xyxy": box, "label": text}, required=["box_xyxy"]))),
+        _valued("masks", _array(_object({"mask": {"type": "object"}, "label": text}, required=["mask"]))),
     ]
     message = _object(
         {"role": {"enum": ["system", "user"]}, "content": _array({"oneOf": [*_media_parts(), _text_part()]})}
@@ -62,6 +64,10 @@ def record_schema() -> dict[str, Any]:
             required=["version", "task", "source", "license", "split", "messages"],
         ),
     }
+
+
+def _valued(kind: str, value: dict[str, Any]) -> dict[str, Any]:
+    return {"if": {"properties": {"type": {"const": kind}}}, "then": {"properties": {"value": value}}}
 
 
 def _media(file: dict[str, Any]) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import io
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from data.converters.conversion import (
     tidy,
 )
 from data.drafts import Draft
-from data.media import MediaError
+from data.media import MediaError, encode_mask
 from data.records import Part
 
+SEPARATOR = "; "
+"""Between the categories of a prompt that asks for several, as heads of several phrases read it."""
 KINDS = ("detection", "instances", "captions", "panoptic")
 _IMAGE_FIELDS = {"id", "file_name", "width", "height", "license", "coco_url", "flickr_url", "date_captured"}
 _FIELDS = {
@@ -49,6 +51,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--box-task", default="ground", help="task of box calls (%(default)s)")
     parser.add_argument("--mask-task", default="seg", help="task of mask calls (%(default)s)")
+    parser.add_argument(
+        "--list-task",
+        metavar="TASK",
+        help="one call per image instead, of this task: its prompt lists the categories, its target every box or mask",
+    )
 
 
 def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
@@ -136,33 +143,54 @@ def _objects(
     options: argparse.Namespace,
     tally: Tally,
 ) -> None:
-    by_category: dict[str, list[Part]] = defaultdict(list)
+    by_category: dict[str, list[list[float] | Tensor]] = defaultdict(list)
     for item in items:
         try:
-            by_category[_category(item, names)].append(_object(made, item, names, size, options))
+            by_category[_category(item, names)].append(_place(item, size, options.kind))
         except SkipItemError as error:
             tally.skip(item.get("id"), str(error))
     if not by_category:
         raise SkipItemError("image without objects")
     verb = "Locate" if options.kind == "detection" else "Segment"
-    for place, (name, calls) in enumerate(by_category.items()):
+    if options.list_task:
+        prompt = SEPARATOR.join(by_category)
+        made.user(made.medium("image"), f"{verb} {prompt}.")
+        made.assistant(made.call(options.list_task, prompt, _list_target(made, by_category)))
+        return
+    for place, (name, places) in enumerate(by_category.items()):
         made.user(*([made.medium("image")] if not place else []), f"{verb} every {name}.")
-        made.assistant(*calls)
+        made.assistant(*(_object(made, name, own, options) for own in places))
 
 
-def _object(
-    made: Draft, item: Mapping[str, Any], names: Mapping[Any, str], size: tuple[int, int], options: argparse.Namespace
-) -> Part:
+def _place(item: Mapping[str, Any], size: tuple[int, int], kind: str) -> list[float] | Tensor:
+    """The box, or the mask, of an object."""
     if item.get("iscrowd"):
         raise SkipItemError("crowd region")
-    name = _category(item, names)
-    if options.kind == "detection":
-        box = clipped_box(item["bbox"], size)
-        return made.call(options.box_task, name, made.add_target("box", box), box)
+    if kind == "detection":
+        return clipped_box(item["bbox"], size)
     mask = segmentation_mask(item.get("segmentation"), size)
     if not mask.any():
         raise SkipItemError("empty mask")
-    return made.call(options.mask_task, name, made.mask_target(mask))
+    return mask
+
+
+def _object(made: Draft, name: str, place: list[float] | Tensor, options: argparse.Namespace) -> Part:
+    if isinstance(place, Tensor):
+        return made.call(options.mask_task, name, made.mask_target(place))
+    return made.call(options.box_task, name, made.add_target("box", place), place)
+
+
+def _list_target(made: Draft, by_category: Mapping[str, Sequence[list[float] | Tensor]]) -> str:
+    """One target with every object and its category."""
+    items, kind = [], "boxes"
+    for name, places in by_category.items():
+        for place in places:
+            if isinstance(place, Tensor):
+                kind = "masks"
+                items.append({"mask": encode_mask(place), "label": name})
+            else:
+                items.append({"box_xyxy": place, "label": name})
+    return made.add_target(kind, items)
 
 
 def _panoptic(

@@ -151,14 +151,21 @@ def _call(call: Part, sample: Sample) -> str:
             return words + picture(value, "target")
         if target.type == "box":
             boxes.append(("reference", value))
+        if target.type == "boxes":
+            boxes += [("reference", item["box_xyxy"]) for item in value]
     image = _latest_image(sample.record, call)
     if image is None or not (boxes or value is not None):
         return words
     media = sample.record.media[image]
     raw = decode_media(media, sample.members[media.file])
     assert isinstance(raw, Tensor)
-    layer = mask_layer(value, value) if isinstance(value, Tensor) else None
+    masks = [value] if isinstance(value, Tensor) else _masks(value)
+    layer = mask_layer(masks, masks) if masks else None
     return words + picture(raw, "", boxes, layer)
+
+
+def _masks(value: Any) -> list[Tensor]:
+    return [item["mask"] for item in value if "mask" in item] if isinstance(value, list) else []
 
 
 def _latest_image(record: Record, call: Part) -> str | None:

@@ -16,7 +16,8 @@ from torch import Tensor
 from data.media import Video, encode_png
 from layers.media import Graph
 
-MASK_COLOUR = (255, 95, 210)
+MASK_COLOURS = ((255, 95, 210), (255, 176, 59), (120, 220, 90), (90, 150, 255), (190, 120, 255), (60, 220, 200))
+"""One per predicted mask, in turn."""
 GRAPH_SIZE = 260
 SHOWN_FRAMES = 6
 SHARP_SIZE, SHOWN_SIZE = 128, 640
@@ -67,13 +68,25 @@ def frames_of(video: Video, name: str) -> list[str]:
     return [picture(frame, f"{name}, {time:.2f} s") for frame, time in zip(frames, times, strict=True)]
 
 
-def mask_layer(predicted: Tensor | None, reference: Tensor) -> bytes:
-    """A transparent PNG: the predicted mask tinted, the outline of the reference in white."""
-    inside = reference.numpy()
-    pixels = np.zeros((*inside.shape, 4), np.uint8)
-    if predicted is not None and predicted.shape == reference.shape:
-        pixels[predicted.numpy()] = (*MASK_COLOUR, 150)
-    pixels[inside & ~binary_erosion(inside)] = (255, 255, 255, 235)
+def mask_layer(predicted: Sequence[Tensor], references: Sequence[Tensor]) -> bytes:
+    """A transparent PNG: predicted masks tinted, each in a colour of its own, the outlines of the references in white.
+
+    Args:
+        predicted: (H, W) bool each, best first, which lies on top.
+        references: Likewise.
+
+    Returns:
+        The PNG, of the size of the first reference, or of the first predicted mask; masks of another are left out.
+    """
+    size = [*references, *predicted][0].shape
+    pixels = np.zeros((*size, 4), np.uint8)
+    for place in reversed(range(len(predicted))):
+        if predicted[place].shape == size:
+            pixels[predicted[place].numpy()] = (*MASK_COLOURS[place % len(MASK_COLOURS)], 150)
+    for reference in references:
+        inside = reference.numpy()
+        if inside.shape == size:
+            pixels[inside & ~binary_erosion(inside)] = (255, 255, 255, 235)
     stream = io.BytesIO()
     Image.fromarray(pixels, "RGBA").save(stream, "PNG")
     return stream.getvalue()

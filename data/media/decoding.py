@@ -66,7 +66,8 @@ def decode_target(target: Target, data: bytes | None = None) -> Any:
 
     Returns:
         A box as a list of 4 floats in original pixels, a mask (H, W) bool, an image (3, H, W) uint8, a string, indices
-        (K,) int64 of an order, the mapping of a pair, or a float.
+        (K,) int64 of an order, the mapping of a pair, or a float; of several boxes or masks, a list of
+        ``{"box_xyxy": ..., "label": ...}`` or ``{"mask": ..., "label": ...}``, the label "" where there is none.
 
     Raises:
         MediaError: If it is malformed.
@@ -83,6 +84,11 @@ def decode_target(target: Target, data: bytes | None = None) -> Any:
         return decode_mask(target.value)
     if target.type == "box":
         return [float(edge) for edge in target.value]
+    if target.type == "boxes":
+        boxes = [[float(edge) for edge in item["box_xyxy"]] for item in target.value]
+        return [{"box_xyxy": box, "label": _label(item)} for box, item in zip(boxes, target.value, strict=True)]
+    if target.type == "masks":
+        return [{"mask": decode_mask(item["mask"]), "label": _label(item)} for item in target.value]
     if target.type == "order":
         return torch.tensor(target.value, dtype=torch.int64)
     if target.type == "pair":
@@ -94,6 +100,10 @@ def decode_target(target: Target, data: bytes | None = None) -> Any:
     if isinstance(target.value, bool) or not isinstance(target.value, int | float) or not math.isfinite(target.value):
         raise MediaError(f"score target: expected a finite number, got {target.value!r}")
     return float(target.value)
+
+
+def _label(item: Mapping[str, Any]) -> str:
+    return str(item.get("label", ""))
 
 
 def decode_mask(value: Any) -> Tensor:

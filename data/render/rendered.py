@@ -29,6 +29,7 @@ class RenderedMedia:
         inputs: The processor's tensors; empty where nothing was decoded.
         layout: The encoder's output for it.
         positions: Positions of its placeholders in the sample's ``input_ids``.
+        original: The image before the processor, for training where a head looks at it.
     """
 
     kind: str
@@ -37,6 +38,7 @@ class RenderedMedia:
     layout: ItemLayout
     positions: list[int]
     frame: int = 0
+    original: Tensor | None = None
 
 
 @dataclass

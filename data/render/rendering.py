@@ -116,6 +116,8 @@ def _render(
         made = [process(name, *still, processor_among(plan, taken_by(kind), counts)) for still in stills]
         inputs[name], layouts[name] = [own for own, _ in made], (kind, [layout for _, layout in made])
     rendered = Writer(key, plan, layouts).write(messages, targets, generation_prompt, written or {})
+    keep = plan.with_originals and not generation_prompt  # a session has them anyway
     for item in rendered.media:
-        item.inputs = inputs[item.name][item.frame]
+        item.inputs, still = inputs[item.name][item.frame], stills_of[item.name][1][item.frame][0]
+        item.original = still if keep and isinstance(still, Tensor) else None
     return rendered

@@ -119,7 +119,8 @@ class Writer:
         value = None if part.target is None else targets.get(part.target)
         target: HeadTarget = {}
         if value is not None and task.head in self.plan.target_processors:
-            processor = self.plan.target_processors[task.head]
+            processor: Any = self.plan.target_processors[task.head]
+            processor = processor.for_call(call) if hasattr(processor, "for_call") else processor
             kind = getattr(processor, "media_kind", "image")
             target = processor(value, [item.layout for item in self.out.media if item.kind == kind])
         media = list(range(len(self.out.media)))

@@ -25,7 +25,7 @@ from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.answer import Answer
 from eval.benchmarks.benchmark import Benchmark
-from eval.prediction import Prediction, decode_image
+from eval.prediction import Prediction, decode_image, reference_value
 from layers.media import Graph
 
 BOX_LEGEND = (
@@ -125,17 +125,33 @@ def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]
     """The input image with boxes and masks drawn, then generated pictures; and the legends."""
     targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
     results = [item for item in prediction.results if item is not None]
-    right: list[Overlay] = [("reference", target["value"]) for target in targets if target["type"] == "box"]
-    found = [item["boxes_xyxy"][:MAX_BOXES] for item in results if item["type"] == "boxes"]
-    boxes: list[Overlay] = [("head", box) for own in found for box in own]
+    right: list[Overlay] = [("reference", box) for box in _of_reference(targets, "box", "boxes", "box_xyxy")]
+    boxes: list[Overlay] = [
+        ("head", box) for r in results if r["type"] == "boxes" for box in r["boxes_xyxy"][:MAX_BOXES]
+    ]
     boxes += [("tokens", region["box_xyxy"]) for region in _regions(prediction.calls)] if right else []
     boxes += right
-    references = [decode_mask(target["value"]) for target in targets if target["type"] == "mask"]
-    masks = [decode_mask(item["mask"]) for item in results if item["type"] == "mask"]
-    layer = mask_layer(masks[0] if masks else None, references[0]) if references else None
+    references: list[Tensor] = _of_reference(targets, "mask", "masks", "mask")
+    masks = [decode_mask(mask) for r in results for mask in _predicted_masks(r)]
+    layer = mask_layer(masks, references) if references else None
     pictures = _pictures(prediction)
     legends = ([BOX_LEGEND] if boxes else []) + ([MASK_LEGEND] if layer is not None else [])
     return [picture(image, "before" if pictures else "", boxes, layer), *pictures], legends
+
+
+def _of_reference(targets: Sequence[Mapping[str, Any]], one: str, several: str, field: str) -> list[Any]:
+    """The boxes, or the masks, of the references that are such."""
+    found = []
+    for target in targets:
+        if target["type"] == one:
+            found.append(reference_value(target))
+        elif target["type"] == several:
+            found += [item[field] for item in reference_value(target)]
+    return found
+
+
+def _predicted_masks(result: Mapping[str, Any]) -> list[Any]:
+    return [result["mask"]] if result["type"] == "mask" else result.get("masks", [])
 
 
 def _pictures(prediction: Prediction) -> list[str]:
@@ -216,6 +232,9 @@ def _value_words(result: Mapping[str, Any]) -> str:
         return f"{result['seconds']:.1f} s of sound"
     if result["type"] == "video":
         return f"{result['frames']} frames at {result['fps']:g} a second"
+    if result["type"] in ("boxes", "masks") and result.get("labels"):
+        found = zip(result["labels"], result["scores"], strict=True)
+        return ", ".join(f"{label} ({score:.2f})" for label, score in found)
     return f"probability {result['score']:.2f}" if result["type"] == "score" else ""
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from heads.frames import to_original
-from layers.calls import BoxesResult, HeadContext, ImageResult, MaskResult
+from layers.calls import BoxesResult, HeadContext, ImageResult, MaskResult, MasksResult
 from layers.geometry import Box, GeometricTransform
 
 
@@ -58,6 +58,9 @@ def region_mask(context: HeadContext, size: tuple[int, int]) -> Tensor | None:
         if isinstance(result, MaskResult):
             pointed = True
             mask |= _resized_mask(result.mask.cpu(), size)
+        elif isinstance(result, MasksResult) and len(result.masks):
+            pointed = True
+            mask |= _resized_mask(result.masks.any(0).cpu(), size)
     for x1, y1, x2, y2 in fractions(context):
         pointed = True
         left, top = min(int(x1 * width), width - 1), min(int(y1 * height), height - 1)

@@ -197,6 +197,10 @@ def test_targets() -> None:
     assert torch.equal(decode_target(Target("mask", encode_mask(mask))), mask)
     assert torch.equal(decode_target(Target("mask", file="m.png"), encode_png(mask)), mask)
     assert torch.equal(decode_target(Target("image", file="i.png"), encode_png(IMAGE)), IMAGE)
+    boxes = [{"box_xyxy": [1, 2, 3, 4], "label": "cat"}, {"box_xyxy": [0, 0, 1, 1]}]
+    assert decode_target(Target("boxes", boxes)) == [boxes[0], {"box_xyxy": [0.0, 0.0, 1.0, 1.0], "label": ""}]
+    (one,) = decode_target(Target("masks", [{"mask": encode_mask(mask), "label": "cat"}]))
+    assert one["label"] == "cat" and torch.equal(one["mask"], mask)
     assert decode_target(Target("label", "email")) == "email"
     assert decode_target(Target("score", 1)) == 1.0
     for bad in (Target("label", 3), Target("score", "high"), Target("score", float("nan")), Target("score", True)):

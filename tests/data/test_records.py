@@ -69,6 +69,34 @@ def test_a_bad_record_is_named_with_expected_and_given(path: list[Any], value: A
     assert "image-0" in str(caught.value)
 
 
+_MASK = {"size": [24, 40], "counts": [960]}
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "message"),
+    [
+        ("boxes", [], None),
+        ("boxes", [{"box_xyxy": [0, 1, 2, 3], "label": "red 7"}, {"box_xyxy": [0.5, 1, 2, 3]}], None),
+        ("boxes", [{"box_xyxy": [5, 1, 2, 3]}], "target 'box' value, box_xyxy: expected .*x1 < x2"),
+        ("boxes", [{"box_xyxy": [0, 1, 2, 3], "score": 1}], "expected a list of {'box_xyxy'.*score"),
+        ("boxes", [0, 1, 2, 3], "expected a list of {'box_xyxy'"),
+        ("boxes", {"box_xyxy": [0, 1, 2, 3]}, "expected a list of {'box_xyxy'"),
+        ("masks", [{"mask": _MASK, "label": "red 7"}, {"mask": _MASK}], None),
+        ("masks", [{"mask": _MASK, "label": 7}], "expected a list of {'mask'.*label"),
+        ("masks", [_MASK], "expected a list of {'mask'"),
+    ],
+)
+def test_targets_of_several_boxes_and_masks(kind: str, value: Any, message: str | None) -> None:
+    record = json.loads(_changed(["targets", "box"], {"type": kind, "value": value}))
+    validator = Draft202012Validator(record_schema())
+    assert validator.is_valid(record) == (message is None or "x1 < x2" in message)  # a schema cannot compare numbers
+    if message is None:
+        assert Record.from_json("a", json.dumps(record)).targets["box"].value == value
+    else:
+        with pytest.raises(RecordError, match=message):
+            Record.from_json("a", json.dumps(record))
+
+
 @pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[]", b"null", b"[" * 100_000, b"\xed\xa0\x80"])
 def test_bytes_that_are_no_record_are_refused(data: bytes) -> None:
     with pytest.raises(RecordError, match="record 'a'"):

@@ -14,6 +14,8 @@ import pytest
 import torch
 
 from data.inspection.drawing import layout, mask_layer, video_player
+from data.media import encode_mask
+from data.records import Part, Target
 from data.shards import Sample
 from eval.__main__ import main
 from eval.benchmarks.lookup import benchmarks_of
@@ -27,9 +29,18 @@ from eval.report.charts import estimate_bars
 from eval.report.curves import read_stages, stage_sections
 from eval.report.page import clock, read_phases
 from eval.report.profile import Profile, confidence_of
-from layers.calls import AudioResult, Call, VideoResult
+from layers.calls import AudioResult, BoxesResult, Call, MasksResult, VideoResult
 from layers.media import Graph
-from tests.eval.conftest import answer_sample, box_sample, gold, mask_sample, write_log, write_shards
+from tests.eval.conftest import (
+    answer_sample,
+    box_sample,
+    gold,
+    make_sample,
+    mask_sample,
+    picture,
+    write_log,
+    write_shards,
+)
 
 VOID = {"meta", "image", "line", "circle", "rect", "polyline", "path", "br", "input"}
 
@@ -117,6 +128,24 @@ def test_examples_show_right_and_wrong_alike(tmp_path: Path) -> None:
     assert "what is it?" not in card(*chosen[0], samples[0])  # this row carries no prompt: a spoken question
 
 
+def test_a_card_draws_every_box_and_mask_with_its_label() -> None:
+    masks = torch.zeros(2, 32, 32, dtype=torch.bool)
+    masks[0, 3:9, 4:8], masks[1, 20:30, 20:30] = True, True
+    wanted = [{"box_xyxy": [4.0, 3.0, 8.0, 9.0], "label": "red 7"}, {"box_xyxy": [20.0, 20.0, 30.0, 30.0]}]
+    cut = [{"mask": encode_mask(mask), "label": "red 7"} for mask in masks]
+    calls = [Part("call", task="detect", prompt="red 7", target=name) for name in ("t0", "t1")]
+    targets = {"t0": Target("boxes", wanted), "t1": Target("masks", cut)}
+    sample = make_sample("box", 0, calls, targets=targets, image=picture(0))
+    call = Call("detect", "red 7")
+    boxes = BoxesResult(call, ((1, 2, 3, 4), (5, 6, 7, 8), (9, 9, 12, 12)), (0.9, 0.5, 0.25), ("red 7", "4", "4"))
+    found = [result_to_json(item) for item in (boxes, MasksResult(call, masks, (0.75, 0.5), ("red 7", "blue 2")))]
+    assert json.loads(json.dumps(found)) == found
+    html = card(replace(gold(sample, "box"), results=found), True, sample)
+    assert html.count('class="box head"') == 3 and html.count('class="box reference"') == 2
+    assert "red 7 (0.90), 4 (0.50), 4 (0.25)" in html and "red 7 (0.75), blue 2 (0.50)" in html
+    assert html.count("data:image/png") == 2, "the picture, and one layer with all masks"
+
+
 def test_joined_logs_of_a_resumed_stage(tmp_path: Path) -> None:
     for version, rows in (("version_0", "0,3.0\n1,2.0\n2,9.0\n"), ("version_1", "2,1.0\n3,0.5\n")):
         (tmp_path / "stage" / version).mkdir(parents=True)
@@ -142,7 +171,7 @@ def test_small_parts() -> None:
     assert [clock(seconds) for seconds in (4.4, 200, 3900)] == ["4 s", "3 min 20 s", "1 h 05 min"]
     assert read_phases(Path("nowhere.json")) == []
     mask = torch.zeros(4, 4, dtype=torch.bool)
-    assert mask_layer(mask[:2], mask).startswith(b"\x89PNG")
+    assert mask_layer([mask[:2]], [mask]).startswith(b"\x89PNG")
 
 
 def questions(number: int) -> list[Sample]:

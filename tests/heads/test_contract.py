@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from heads.boxes import BoxHead
+from heads.boxes import BoxHead, BoxSetHead
 from heads.embedding import EmbeddingHead, PairScoreHead
 from heads.entity_ranking import EntityRankingHead
 from heads.graph import LinkHead, NodeClassHead
 from heads.image import FlowImageHead
-from heads.masks import MaskHead
+from heads.masks import Mask2FormerHead, MaskHead, SamMaskHead
 from heads.pointer import PointerHead
 from layers.calls import (
     BoxesResult,
@@ -24,6 +24,7 @@ from layers.calls import (
     ImageResult,
     LabelResult,
     MaskResult,
+    MasksResult,
     MediaFeatures,
     Region,
     Result,
@@ -31,8 +32,9 @@ from layers.calls import (
     SelectionResult,
 )
 from layers.geometry import GeometricTransform
-from layers.head import Head, num_terms
+from layers.head import Head, HeadTarget, num_terms
 from layers.layout import ItemLayout
+from tests.heads.experts import MASK2FORMER, SAM
 
 STATE, FEATURE, NODE = 24, 16, 10
 
@@ -43,7 +45,8 @@ def image_context(task: str, original: tuple[int, int], grid: tuple[int, int], s
     layout = ItemLayout(grid, original, GeometricTransform.letterbox(original, size))
     features = torch.randn(grid[0] * grid[1], FEATURE, requires_grad=True)
     pixels = torch.randint(0, 256, (3, size[1], size[0]), dtype=torch.uint8)
-    media = MediaFeatures("image", features, layout, {"pixel_values": pixels})
+    raster = torch.randint(0, 256, (3, original[1], original[0]), dtype=torch.uint8)
+    media = MediaFeatures("image", features, layout, {"pixel_values": pixels}, lambda: raster)
     return HeadContext(Call(task, "red 7", (Region((0.2, 0.3, 0.6, 0.7)),)), [media])
 
 
@@ -92,6 +95,7 @@ class Case:
     sees_media: bool = True
     terms: int = 3
     reached: int = 3  # calls whose states get a gradient
+    steps: int = 12
 
 
 def picture(width: int, height: int) -> torch.Tensor:
@@ -114,6 +118,27 @@ CASES = {
         images("seg"),
         [torch.rand(20, 40) > 0.5, torch.ones(48, 32).bool(), torch.zeros(24, 24).bool()],
         MaskResult,
+    ),
+    "box_sets": Case(
+        lambda: BoxSetHead(STATE, FEATURE, width=16, num_layers=1, threshold=0.0),
+        images("detect"),
+        [[{"box_xyxy": [1, 2, 30, 15]}, {"box_xyxy": [3, 3, 9, 9], "label": "red 7"}], [0, 0, 32, 48], []],
+        BoxesResult,
+    ),
+    "sam": Case(
+        lambda: SamMaskHead(STATE, config=SAM),
+        images("seg"),
+        [torch.rand(20, 40) > 0.5, torch.ones(48, 32).bool(), torch.zeros(24, 24).bool()],
+        MaskResult,
+        sees_media=False,
+        steps=50,
+    ),
+    "mask2former": Case(
+        lambda: Mask2FormerHead(STATE, config=MASK2FORMER, image_size=(64, 64), threshold=0.0),
+        images("seg"),
+        [[{"mask": torch.rand(20, 40) > 0.5, "label": "red 7"}], torch.ones(48, 32).bool(), []],
+        MasksResult,
+        sees_media=False,
     ),
     "draw": Case(flow, images("draw"), [picture(12, 8), picture(24, 16), picture(12, 8)], ImageResult, 2, False),
     "edit": Case(flow, images("edit"), [picture(40, 20), picture(32, 48), picture(24, 24)], ImageResult, 2),
@@ -163,8 +188,11 @@ def case(request: pytest.FixtureRequest) -> Case:
     return CASES[request.param]
 
 
-def layouts(context: HeadContext) -> list[ItemLayout]:
-    return [item.layout for item in context.media]
+def target_of(head: Head, value: Any, context: HeadContext) -> HeadTarget:
+    processor: Any = head.target_processor
+    own = processor.for_call(context.call) if hasattr(processor, "for_call") else processor
+    target: HeadTarget = own(value, [item.layout for item in context.media])
+    return target
 
 
 def excited(head: Head) -> Head:
@@ -178,7 +206,7 @@ def excited(head: Head) -> Head:
 def test_loss_counts_calls_and_reaches_states_features_and_every_parameter(case: Case) -> None:
     head, contexts = excited(case.build()), case.contexts()
     states = torch.randn(3 * case.num_states, STATE, requires_grad=True)
-    targets = [head.target_processor(value, layouts(c)) for value, c in zip(case.targets, contexts, strict=True)]
+    targets = [target_of(head, value, c) for value, c in zip(case.targets, contexts, strict=True)]
     term = head.loss(head(states, [case.num_states] * 3, contexts), targets)
     assert term.count == case.terms == sum(num_terms(target) for target in targets)
     assert term.total.shape == ()
@@ -195,7 +223,7 @@ def test_loss_counts_calls_and_reaches_states_features_and_every_parameter(case:
 def test_training_on_three_calls_lowers_the_loss(case: Case) -> None:
     head, contexts = case.build(), case.contexts()
     states = torch.randn(3 * case.num_states, STATE)
-    targets = [head.target_processor(value, layouts(c)) for value, c in zip(case.targets, contexts, strict=True)]
+    targets = [target_of(head, value, c) for value, c in zip(case.targets, contexts, strict=True)]
     optimizer = torch.optim.Adam(head.parameters(), lr=6e-3)
 
     def loss() -> torch.Tensor:
@@ -203,7 +231,7 @@ def test_training_on_three_calls_lowers_the_loss(case: Case) -> None:
         return head.loss(head(states, [case.num_states] * 3, contexts), targets).total
 
     first = float(loss().detach())
-    for _ in range(12):
+    for _ in range(case.steps):
         optimizer.zero_grad()
         loss().backward()
         optimizer.step()
@@ -228,7 +256,7 @@ def test_no_calls_give_no_results_and_a_zero_loss_that_touches_every_parameter(c
     term = head.loss(predictions, [])
     assert term.count == 0 and float(term.total.detach()) == 0
     term.total.backward()
-    assert all(parameter.grad is not None for parameter in head.parameters())
+    assert all(parameter.grad is not None for parameter in head.parameters() if parameter.requires_grad)
     assert head.decode(predictions, []) == []
 
 
@@ -245,8 +273,12 @@ def test_results_have_the_declared_type_and_original_size(case: Case) -> None:
         if isinstance(result, BoxesResult):
             x1, y1, x2, y2 = result.boxes_xyxy[0]
             assert 0 <= x1 <= x2 <= size[0] and 0 <= y1 <= y2 <= size[1] and 0 <= result.scores[0] <= 1
+            assert list(result.scores) == sorted(result.scores, reverse=True)
         elif isinstance(result, MaskResult):
             assert result.mask.dtype == torch.bool and result.mask.shape == size[::-1]
+        elif isinstance(result, MasksResult):
+            assert result.masks.dtype == torch.bool and result.masks.shape[1:] == size[::-1]
+            assert len(result.masks) and set(result.labels) == {"red 7"}
         elif isinstance(result, ImageResult):
             expected = size if context.call.task == "edit" else (12, 8)
             assert result.image.dtype == torch.uint8 and result.image.shape == (3, *expected[::-1])
@@ -297,6 +329,9 @@ def _assert_same(one: Result, two: Result) -> None:
         assert one.scores == pytest.approx(two.scores, abs=1e-5)
     elif isinstance(one, MaskResult) and isinstance(two, MaskResult):
         assert (one.mask == two.mask).float().mean() > 0.999  # a logit of 0 may fall to either side
+    elif isinstance(one, MasksResult) and isinstance(two, MasksResult):
+        assert one.scores == pytest.approx(two.scores, abs=1e-4) and one.masks.shape == two.masks.shape
+        assert (one.masks == two.masks).float().mean() > 0.999
     elif isinstance(one, ImageResult) and isinstance(two, ImageResult):
         assert (one.image.int() - two.image.int()).abs().max() <= 1
     elif isinstance(one, LabelResult) and isinstance(two, LabelResult):

@@ -129,6 +129,24 @@ def test_coco_instances_take_polygons_and_both_run_length_codes(tmp_path: Path, 
     assert [torch.equal(decode_mask(t.value), block) for t in second.record.targets.values()] == [False, True]
 
 
+@pytest.mark.parametrize("kind", ["detection", "instances"])
+def test_coco_as_one_list_per_image(tmp_path: Path, convert: Convert, coco: dict, kind: str) -> None:
+    source = write(tmp_path / "instances.json", coco)
+    arguments = ("--kind", kind, "--media-root", str(tmp_path / "images"), "--list-task", "detect")
+    samples = convert("coco", source, *arguments, status=1)
+    single = convert("coco", source, *arguments[:4], status=1, out=tmp_path / "single")
+    for sample, apart in zip(samples, single, strict=True):
+        (call,) = sample.record.messages[1].content
+        ((name, target),) = sample.record.targets.items()
+        calls = [part for turn in apart.record.messages for part in turn.content if part.type == "call"]
+        field = "box_xyxy" if kind == "detection" else "mask"
+        assert (call.task, call.target, target.type) == ("detect", name, "boxes" if kind == "detection" else "masks")
+        assert call.prompt == "; ".join(dict.fromkeys(part.prompt for part in calls))
+        assert [(item["label"], item[field]) for item in target.value] == [
+            (part.prompt, apart.record.targets[part.target].value) for part in calls
+        ]
+
+
 def test_coco_captions(tmp_path: Path, convert: Convert, coco: dict) -> None:
     coco["annotations"] = [{"id": i, "image_id": 1, "caption": f" Number {i}.\n"} for i in range(5)]
     arguments = ("--kind", "captions", "--media-root", str(tmp_path / "images"))

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.ops import box_convert, generalized_box_iou_loss
 
-from heads.attend import Relevance, StateReader, grid_centres, pad_ragged, perceptron, required_states
+from heads.attend import Relevance, StateReader, grid_centres, pad_ragged, perceptron
+from heads.boxes.targets import BoxTargetProcessor, original_boxes
+from heads.links import LinkedHead
 from layers.calls import BoxesResult, HeadContext, Result
-from layers.head import Head, HeadTarget, LossTerm
-from layers.layout import ItemLayout
-
-
-class BoxTargetProcessor:
-    """Maps one box from original pixels to fractions of the input frame."""
-
-    def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
-        """Process a box.
-
-        Args:
-            value: Four numbers xyxy in original pixels, or a list that holds one such box.
-            media: Layouts of the conversation's images; the last one is the box's image.
-
-        Returns:
-            ``boxes_xyxy`` (4,), clipped to the input frame.
-
-        Raises:
-            ValueError: If there is no image, not exactly one box, or a box outside the image or without area.
-        """
-        numbers = value.flatten().tolist() if isinstance(value, Tensor) else list(value)
-        if len(numbers) == 1 and isinstance(numbers[0], Sequence):
-            numbers = list(numbers[0])
-        if len(numbers) != 4:
-            raise ValueError(f"a box target is 4 numbers x1 y1 x2 y2, got {len(numbers)}")
-        transform = media[-1].transform if media else None
-        if transform is None:
-            raise ValueError("a box target needs an image before the call, the conversation has none")
-        width, height = transform.original_size
-        x1, y1, x2, y2 = numbers
-        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise ValueError(f"box {numbers} does not lie within its image of {width}x{height} pixels")
-        return {"boxes_xyxy": torch.tensor(transform.normalise_box(numbers))}
+from layers.head import HeadTarget, Link, LossTerm
 
 
 @dataclass
@@ -62,7 +31,7 @@ class BoxPredictions:
     centres: Tensor
 
 
-class BoxHead(Head):
+class BoxHead(LinkedHead):
     """One box per call: the state attends over the image features and every feature votes for a box.
 
     The state, after a few cross-attention layers, scores each feature (dot product) and each feature regresses
@@ -79,10 +48,10 @@ class BoxHead(Head):
         l1_weight: Weight of the L1 distance of cxcywh.
         giou_weight: Weight of the generalised IoU loss.
         heat_weight: Weight of the attention inside the box.
-        num_queries: Learned queries in the language model, for the link ``queries``.
+        link: What crosses from the language model.
+        num_queries: Learned queries, for the link ``queries``.
+        text_encoder: Directory of a pretrained text encoder, for the links ``text`` and ``boxes``.
     """
-
-    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -94,9 +63,11 @@ class BoxHead(Head):
         l1_weight: float = 5.0,
         giou_weight: float = 2.0,
         heat_weight: float = 1.0,
+        link: Link = "hidden",
         num_queries: int = 0,
+        text_encoder: str | None = None,
     ) -> None:
-        super().__init__(num_queries, state_size)
+        super().__init__(link, state_size, num_queries, text_encoder=text_encoder)
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
         self.relevance = Relevance(width)
         self.query_bias = nn.Linear(width, width)
@@ -106,7 +77,7 @@ class BoxHead(Head):
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> BoxPredictions:
         """Predict one box per call, see :meth:`layers.head.Head.forward`."""
-        states = required_states(states, "BoxHead")
+        states, lengths = self.crossed(states, lengths, contexts)
         if not contexts:
             return BoxPredictions(states.new_zeros(0, 4), states.new_zeros(0, 0), states.new_zeros(0, 0, 2))
         images = [context.image for context in contexts]
@@ -141,11 +112,7 @@ class BoxHead(Head):
         scores = (predictions.heat.exp() * _inside(predictions.centres, boxes)).sum(dim=-1).clamp(0, 1)
         results: list[Result] = []
         for box, score, context in zip(boxes, scores.tolist(), contexts, strict=True):
-            transform = context.image.layout.transform
-            assert transform is not None, "an image's layout has a transform"
-            extent = box.new_tensor([*transform.input_size] * 2)
-            x1, y1, x2, y2 = transform.invert_boxes(box * extent)[0].tolist()
-            results.append(BoxesResult(context.call, ((x1, y1, x2, y2),), (score,)))
+            results.append(BoxesResult(context.call, tuple(original_boxes(box[None], context)), (score,)))
         return results
 
 

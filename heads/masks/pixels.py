@@ -3,43 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from heads.attend import Relevance, StateReader, group_indices, perceptron, required_states
+from heads.attend import Relevance, StateReader, group_indices, perceptron
+from heads.links import LinkedHead
+from heads.masks.losses import bce_and_dice
+from heads.masks.targets import MaskTargetProcessor
 from layers.calls import HeadContext, MaskResult, MediaFeatures, Result
-from layers.head import Head, HeadTarget, LossTerm
-from layers.layout import ItemLayout
-
-
-class MaskTargetProcessor:
-    """Maps a boolean mask from the original frame to the input frame."""
-
-    def __call__(self, value: Any, media: Sequence[ItemLayout]) -> HeadTarget:
-        """Process a mask.
-
-        Args:
-            value: (H, W) boolean tensor of the image's original size.
-            media: Layouts of the conversation's images; the last one is the mask's image.
-
-        Returns:
-            ``mask`` (input height, input width), boolean.
-
-        Raises:
-            ValueError: If there is no image, or the mask has another size than it.
-        """
-        transform = media[-1].transform if media else None
-        if transform is None:
-            raise ValueError("a mask target needs an image before the call, the conversation has none")
-        mask = torch.as_tensor(value)
-        width, height = transform.original_size
-        if mask.shape != (height, width):
-            got = "x".join(str(size) for size in reversed(mask.shape))
-            raise ValueError(f"expected a mask of {width}x{height} pixels like its image, got {got}")
-        return {"mask": transform.apply_mask(mask.bool())}
+from layers.head import HeadTarget, Link, LossTerm
 
 
 class FilmBlock(nn.Module):
@@ -115,7 +89,7 @@ class PixelDecoder(nn.Module):
         return torch.einsum("nc,nchw->nhw", weights[:, 1:], maps) + weights[:, :1, None]
 
 
-class MaskHead(Head):
+class MaskHead(LinkedHead):
     """One mask per call: the state finds its object in the features, a pixel decoder cuts it out.
 
     A dynamic dot product of query and pixel embeddings as in MaskFormer (https://arxiv.org/abs/2107.06278), on a
@@ -131,10 +105,10 @@ class MaskHead(Head):
         channels: Widths of the pixel decoder at a quarter, a half and all of the resolution, multiples of 4.
         bce_weight: Weight of the mean binary cross-entropy per pixel.
         dice_weight: Weight of the Dice loss.
-        num_queries: Learned queries in the language model, for the link ``queries``.
+        link: What crosses from the language model.
+        num_queries: Learned queries, for the link ``queries``.
+        text_encoder: Directory of a pretrained text encoder, for the links ``text`` and ``boxes``.
     """
-
-    links = frozenset({"hidden", "queries"})
 
     def __init__(
         self,
@@ -146,9 +120,11 @@ class MaskHead(Head):
         channels: Sequence[int] = (64, 32, 16),
         bce_weight: float = 2.0,
         dice_weight: float = 0.5,
+        link: Link = "hidden",
         num_queries: int = 0,
+        text_encoder: str | None = None,
     ) -> None:
-        super().__init__(num_queries, state_size)
+        super().__init__(link, state_size, num_queries, text_encoder=text_encoder)
         if len(channels) != 3 or any(count % 4 for count in channels):
             raise ValueError(f"channels must be three multiples of 4, got {list(channels)}")
         self.reader = StateReader(state_size, feature_size, width, num_layers, num_heads)
@@ -159,7 +135,7 @@ class MaskHead(Head):
 
     def forward(self, states: Tensor | None, lengths: Sequence[int], contexts: Sequence[HeadContext]) -> list[Tensor]:
         """Mask logits (H, W) of the input frame, one per call, see :meth:`layers.head.Head.forward`."""
-        states = required_states(states, "MaskHead")
+        states, lengths = self.crossed(states, lengths, contexts)
         images = [context.image for context in contexts]
         ragged = torch.split(states, list(lengths))
         logits: dict[int, Tensor] = {}
@@ -184,12 +160,9 @@ class MaskHead(Head):
             return LossTerm(self.zero_touch(), 0)
         bce, dice = predictions[0].new_zeros((), dtype=torch.float32), predictions[0].new_zeros((), dtype=torch.float32)
         for group in group_indices([tuple(logits.shape) for logits in predictions]):
-            logits = torch.stack([predictions[i] for i in group]).float().flatten(1)
-            wanted = torch.stack([targets[i]["mask"] for i in group]).to(logits).flatten(1)
-            bce = bce + F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=1).sum()
-            mask = logits.sigmoid()
-            overlap = 2 * (mask * wanted).sum(dim=1) + 1
-            dice = dice + (1 - overlap / (mask.sum(dim=1) + wanted.sum(dim=1) + 1)).sum()
+            logits = torch.stack([predictions[i] for i in group])
+            own = bce_and_dice(logits, torch.stack([targets[i]["mask"] for i in group]))
+            bce, dice = bce + own[0].sum(), dice + own[1].sum()
         total = self.bce_weight * bce + self.dice_weight * dice
         return LossTerm(total, len(targets), {"bce": bce.detach(), "dice": dice.detach()})
 
