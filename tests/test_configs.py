@@ -24,7 +24,7 @@ from training.optimizer import set_trainable
 from training.quickstart import STAGES, TOWERS, phases
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
-RUN_HERE = {"quickstart", "debug", "heads", "regions", "sweeps"}
+RUN_HERE = {"quickstart", "debug", "heads", "regions", "sweeps", "benchmarks"}
 
 
 @pytest.fixture(scope="module")
