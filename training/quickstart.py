@@ -38,34 +38,35 @@ STAGES = ("stage0_language", "stage1_alignment", "stage2_instruction")
 
 @dataclass(frozen=True)
 class Reference:
-    """How long a phase takes on the reference machine.
+    """How long a phase takes on the reference machines.
 
     Args:
-        seconds: There.
-        computes: Whether the time goes with the speed of matrix products; if not, it is taken as it is.
+        seconds: In fp32.
+        bf16_seconds: In bf16; None for a phase whose time does not go with the speed of matrix products.
     """
 
     seconds: float
-    computes: bool = True
+    bf16_seconds: float | None = None
 
 
-# On two cores of an AMD EPYC without AVX512, in fp32, short tests beside some phases. The speed is that of
-# training/precision.py.
-REFERENCE_GFLOPS = 130.0
+# In fp32 on two cores of an AMD EPYC without AVX512, of runs with somewhat more steps, in proportion; in bf16 on two
+# cores of a Xeon with AMX, the last four that compute from their first steps or on one core. Other work ran beside some phases.
+# The speeds are those of training/precision.py; steps of this size do not gain from bf16 in proportion to them.
+REFERENCE_GFLOPS: Mapping[str, float] = {"32-true": 130.0, "bf16-mixed": 663.0}
 REFERENCE: Mapping[str, Reference] = {
-    "data": Reference(240, computes=False),
-    "tokenizer": Reference(20, computes=False),
-    "stage0_language": Reference(1030),
-    "stage0_vision": Reference(390),
-    "stage0_speech": Reference(780),
-    "stage0_graph": Reference(80),
-    "stage1_alignment": Reference(940),
-    "stage2_instruction": Reference(2200),
-    "checkpoint": Reference(2, computes=False),
-    "evaluation": Reference(360),
-    "controls": Reference(340),
-    "score": Reference(60, computes=False),
-    "report": Reference(20, computes=False),
+    "data": Reference(240),
+    "tokenizer": Reference(20),
+    "stage0_language": Reference(770, 300),
+    "stage0_vision": Reference(340, 145),
+    "stage0_speech": Reference(780, 500),
+    "stage0_graph": Reference(80, 55),
+    "stage1_alignment": Reference(810, 400),
+    "stage2_instruction": Reference(1970, 950),
+    "checkpoint": Reference(2),
+    "evaluation": Reference(360, 300),
+    "controls": Reference(340, 300),
+    "score": Reference(60),
+    "report": Reference(20),
 }
 
 
@@ -183,9 +184,10 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
 def estimate(name: str, speed: Speed, scale: float) -> float | None:
     """Seconds that a phase should take on this machine, or None where nothing was measured to compare with."""
     reference = REFERENCE[name]
-    if not reference.computes:
+    if reference.bf16_seconds is None:
         return reference.seconds * (scale if name == "data" else 1.0)
-    return reference.seconds * REFERENCE_GFLOPS / speed.best_gflops if speed.best_gflops else None
+    seconds = reference.bf16_seconds if speed.precision == "bf16-mixed" else reference.seconds
+    return seconds * REFERENCE_GFLOPS[speed.precision] / speed.best_gflops if speed.best_gflops else None
 
 
 def _own_config(name: str, run: Path) -> Path:

@@ -90,7 +90,10 @@ def test_the_data_commands_are_those_of_their_program(tmp_path: Path) -> None:
 
 def test_estimates_go_with_the_measured_speed() -> None:
     reference = quickstart.REFERENCE["stage2_instruction"].seconds
-    assert quickstart.estimate("stage2_instruction", SPEED, 1.0) == reference * quickstart.REFERENCE_GFLOPS / 100
+    assert (
+        quickstart.estimate("stage2_instruction", SPEED, 1.0)
+        == reference * quickstart.REFERENCE_GFLOPS[SPEED.precision] / 100
+    )
     assert quickstart.estimate("data", SPEED, 0.5) == quickstart.REFERENCE["data"].seconds / 2
     assert quickstart.estimate("stage2_instruction", Speed("bf16-mixed", {}, "a GPU"), 1.0) is None
 
