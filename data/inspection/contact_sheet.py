@@ -165,7 +165,8 @@ def _call(call: Part, sample: Sample) -> str:
 
 
 def _masks(value: Any) -> list[Tensor]:
-    return [item["mask"] for item in value if "mask" in item] if isinstance(value, list) else []
+    found = [item for item in value if isinstance(item, dict)] if isinstance(value, list) else []
+    return [item["mask"] for item in found if "mask" in item]
 
 
 def _latest_image(record: Record, call: Part) -> str | None:

@@ -97,5 +97,5 @@ def test_a_stream_leaves_bad_samples_out(shards: Path, plan: BatchPlan, tmp_path
     assert len(set(_samples(module.train_dataloader(), 60))) > 40
     reasons = {entry["key"]: entry["reason"] for entry in map(json.loads, log.read_text().splitlines())}
     assert "cut short" in reasons[""] and "at most max_tokens=256" in reasons["longer"] and "audio-empty" in reasons
-    with pytest.raises(ValueError, match="raise max_tokens, or set oversize to"):
+    with pytest.raises(ValueError, match=r"raise data.init_args.max_tokens, or set data.init_args.oversize to"):
         _samples(_stream(shards, plan).train_dataloader(), 60)

@@ -95,8 +95,8 @@ def scripted(monkeypatch):
     load = Generalist.from_pretrained
 
     def script(*calls):
-        def from_pretrained(directory, device="cpu"):
-            generalist = load(directory, device)
+        def from_pretrained(directory, device="cpu", extra=()):
+            generalist = load(directory, device, extra=extra)
             ids = generalist.vocabulary.encode_text("there it is")
             for call in calls:
                 ids += render_call(call, generalist.vocabulary, generalist.tokenizer).ids
