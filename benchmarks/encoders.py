@@ -77,6 +77,7 @@ def speech(batch: int) -> Pair:
     clips = [Audio(torch.randn(30 * 16_000) * 0.1, 16_000) for _ in range(batch)]
     items, layouts = zip(*[encoder.processor(clip) for clip in clips], strict=True)
     inputs, layout = encoder.collate(items), Layout(list(layouts))
+    assert encoder.whisper is not None
     library: Any = encoder.whisper.encoder
     mels = inputs["input_features"]
     return Pair(

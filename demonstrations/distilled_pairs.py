@@ -131,7 +131,8 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     session = Session.from_pretrained(str(train(model, shared / "tokenizer", vocab_size, data, STEPS, seed, folder)))
     head = session.head_of("half")
     assert isinstance(head, PairScoreHead)
-    first, second = (vectors_of(session, [pair[place] for pair in test], "half") for place in (0, 1))
+    first = vectors_of(session, [pair[0] for pair in test], "half")
+    second = vectors_of(session, [pair[1] for pair in test], "half")
     with torch.inference_mode():
         right = head.logits(first, second).argmax(dim=1) == labels
     return {

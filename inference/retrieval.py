@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -127,7 +128,7 @@ class _Beam:
         end_id: int,
     ) -> None:
         self.continuations, self.beams, self.end_id = continuations, beams, end_id
-        self.constraint = PrefixConstraint(continuations, num_questions, end_id)
+        self.constraint: PrefixConstraint[Any] = PrefixConstraint(continuations, num_questions, end_id)
         self.owners = list(range(num_questions))
         self.ids: list[tuple[int, ...]] = [()] * num_questions
         self.scores = torch.zeros(num_questions, device=generalist.device)

@@ -51,7 +51,7 @@ class Reference:
 
 # In fp32 on two cores of an AMD EPYC without AVX512, of runs with somewhat more steps, in proportion; in bf16 on two
 # cores of a Xeon with AMX, the last four that compute from their first steps or on one core. Other work ran beside
-# some phases. The speeds are those of training/precision.py; steps of this size do not gain from bf16 in proportion to them.
+# some phases. The speeds are those of training/precision.py; steps of this size gain from bf16 less than these do.
 REFERENCE_GFLOPS: Mapping[str, float] = {"32-true": 130.0, "bf16-mixed": 663.0}
 REFERENCE: Mapping[str, Reference] = {
     "data": Reference(240),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
@@ -35,7 +36,7 @@ def write_model(folder: Path) -> None:
     text |= {"num_attention_heads": 6, "num_key_value_heads": 6, "max_position_embeddings": 1024}
     text |= {"vocab_size": 16_000, "eos_token_id": 1, "pad_token_id": 0}
     torch.manual_seed(0)
-    parts = {"vision_config": vision, "text_config": text, "image_token_id": len(tokenizer)}
+    parts: dict[str, Any] = {"vision_config": vision, "text_config": text, "image_token_id": len(tokenizer)}
     config = LlavaConfig(**parts)
     model = LlavaForConditionalGeneration(config)
     for parameter in model.parameters():

@@ -182,7 +182,7 @@ def _object(made: Draft, name: str, place: list[float] | Tensor, options: argpar
 
 def _list_target(made: Draft, by_category: Mapping[str, Sequence[list[float] | Tensor]]) -> str:
     """One target with every object and its category."""
-    items, kind = [], "boxes"
+    items, kind = list[dict[str, Any]](), "boxes"
     for name, places in by_category.items():
         for place in places:
             if isinstance(place, Tensor):

@@ -118,7 +118,11 @@ class DetectorHead(Head):
         if self.answer == "best":
             rows = [row for place, row in enumerate(rows) if row[2] not in [other[2] for other in rows[:place]]]
         rows = rows[: self.max_boxes]
-        boxes, scores, labels = (tuple(row[column] for row in rows) for column in (1, 0, 2))
+        scores, boxes, labels = (
+            tuple(row[0] for row in rows),
+            tuple(row[1] for row in rows),
+            tuple(row[2] for row in rows),
+        )
         return BoxesResult(context.call, boxes, scores, labels)
 
     def _seek_words(self, model: Any, processor: Any, image: Tensor, phrases: list[str], task: str) -> list[_Found]:

@@ -99,7 +99,9 @@ class BoxSetHead(LinkedHead):
         )
         self.norm = nn.LayerNorm(width)
         self.box = perceptron(width, width, 4)
-        nn.init.constant_(self.box[-1].bias[2:], SMALL)  # type: ignore[arg-type]
+        last = self.box[-1]
+        assert isinstance(last, nn.Linear)
+        nn.init.constant_(last.bias[2:], SMALL)
         if classes is None:
             self.phrases = PromptEncoder(width, text_encoder)
             self.phrase_projection = nn.Linear(width, width)
@@ -116,7 +118,7 @@ class BoxSetHead(LinkedHead):
         if not contexts:
             return BoxSets([], [])
         images = [context.image for context in contexts]
-        grids = [grid_centres(*image.layout.grid, crossed) for image in images]
+        grids = [grid_centres(image.layout.grid[0], image.layout.grid[1], crossed) for image in images]
         places = [sincos_positions(centres, self.width).to(crossed.dtype) for centres in grids]
         projected = self.feature_projection(torch.cat([image.features for image in images]))
         cells = [own + place for own, place in zip(projected.split([len(p) for p in places]), places, strict=True)]

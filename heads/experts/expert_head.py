@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from heads.attend import group_indices
 from heads.experts.pool import Expert, ExpertPool
 from layers.calls import HeadContext, Result
-from layers.head import Head, HeadTarget, LossTerm
+from layers.head import Head, HeadTarget, Link, LossTerm
 from layers.layout import ItemLayout
 
 T = TypeVar("T")
@@ -114,7 +114,7 @@ class ExpertHead(SharesExperts, Head):
         batch_size: Calls that the expert answers at once.
     """
 
-    links: ClassVar[frozenset[str]] = frozenset({"text", "boxes"})
+    links: frozenset[Link] = frozenset({"text", "boxes"})
 
     def __init__(self, expert: Expert, experts: ExpertPool | None = None, batch_size: int = 4) -> None:
         super().__init__(experts)

@@ -111,7 +111,7 @@ class ResolutionImageHead(DenoisingHead):
     ) -> None:
         drawing = drawing or Drawing(canvas_size=(256, 256), num_steps=50, guidance=4.0, overlap=64)
         super().__init__(experts, state_size, cross_attention_size, num_queries, tokens, drawing, condition_dropout)
-        self.links = frozenset({"text"} if tokens is None else {"hidden", "queries"})  # type: ignore[misc]
+        self.links = frozenset({"text"} if tokens is None else {"hidden", "queries"})
         if expert is None and (unet is None or tokens is None):
             raise ValueError("expected an expert, or a unet and tokens of this head's own, got neither")
         if side not in SIDES:
