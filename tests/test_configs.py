@@ -90,7 +90,7 @@ def test_the_sweep_of_backbones(run: Path, tmp_path: Path) -> None:
 
 # Recipes of real size, each with its folder's model.yaml where there is one; their bases, of two layers that have the
 # released widths and no weights.
-REAL_SIZE = ("graphgpt", "llava", "unifiedmllm", "wavllm")
+REAL_SIZE = ("graphgpt", "llava", "unifiedmllm", "uniperceiver", "wavllm")
 RECIPES = [
     pytest.param([*([base] if (base := path.with_name("model.yaml")).exists() and path != base else []), path], id=name)
     for folder in REAL_SIZE

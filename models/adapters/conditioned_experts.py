@@ -110,7 +110,8 @@ class Situations:
         if len({len(bits) for bits in given.values()}) != 1 or not {bit for a in given.values() for bit in a} <= {0, 1}:
             raise ValueError(f"conditioned_experts.situations: expected lists of 0 and 1 of one length, got {given}")
         self.names = tuple(given)
-        self._table = torch.tensor([list(bits) for bits in given.values()], dtype=torch.float32)
+        table = [list(bits) for bits in given.values()]
+        self._table = torch.tensor(table, dtype=torch.float32, device="cpu")  # with values on the meta device too
         self.present: list[int] = []
         self.positions: list[Tensor] = []
         self.attributes = self._table[:0]
