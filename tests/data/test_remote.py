@@ -94,7 +94,13 @@ def server(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ite
             state.sent += len(part)
             self.wfile.write(part)
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as served:
+    class Many(http.server.ThreadingHTTPServer):
+        request_queue_size = (
+            128  # the parts of a file are asked for at once; a connection beyond the queue waits seconds
+        )
+        daemon_threads = True
+
+    with Many(("127.0.0.1", 0), Handler) as served:
         threading.Thread(target=served.serve_forever, daemon=True).start()
         state.address = f"http://127.0.0.1:{served.server_port}"
         monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
