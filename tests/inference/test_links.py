@@ -120,17 +120,20 @@ def test_only_words_and_boxes_cross_to_a_prompted_head(task, link, tmp_path):
     torch.manual_seed(0)
     generalist(batch)[name].total.backward()
     gradient = generalist.language_model.model.base_model.layers[0].mlp.down_proj.weight.grad
-    assert gradient is None and head.reader.words.weight.grad.abs().max() > 0
+    assert gradient is None and head.reader.prompts.words.weight.grad.abs().max() > 0
     with watched(head) as asked:
         (reply,) = session.generate([conversation])
     assert not reply.errors and reply.results[0] is not None and asked[0][0] is None
     (call,) = reply.calls
     assert call.prompt == whole.calls[0].call.prompt
 
-    states, lengths = head.reader([context.call for context in asked[0][2]])
-    again, _ = head.reader([replace(asked[0][2][0].call, prompt="something else")])
+    def read(*calls: Call) -> tuple[torch.Tensor, list[int]]:
+        return head.reader(None, [0] * len(calls), [HeadContext(own) for own in calls], "PromptedHead")
+
+    states, lengths = read(*(context.call for context in asked[0][2]))
+    again, _ = read(replace(asked[0][2][0].call, prompt="something else"))
     assert states.shape == (sum(lengths), 32) and not torch.equal(states[-1], again[-1])
-    padded, _ = head.reader([asked[0][2][0].call, replace(call, prompt="many words " * 9)])
+    padded, _ = read(asked[0][2][0].call, replace(asked[0][2][0].call, prompt="many words " * 9))
     torch.testing.assert_close(padded[: lengths[0]], states, rtol=1e-4, atol=1e-4)
 
 
