@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from layers.calls import HeadContext
 
 SEPARATOR = ";"
 
@@ -26,3 +31,21 @@ def class_index(label: str, classes: Sequence[str], what: str = "label") -> int:
     if not wanted and len(classes) == 1:
         return 0
     raise ValueError(f"{what}: expected one of {list(classes)}, got '{label}'")
+
+
+def asked_phrases(
+    contexts: Sequence[HeadContext], read: Callable[[Sequence[str]], list[Tensor]], project: nn.Module
+) -> tuple[list[list[str]], list[Tensor | None]]:
+    """What calls ask for, where the vocabulary is open.
+
+    Args:
+        contexts: One per call.
+        read: Phrases -> (L, width) vectors of the words of each, such as :class:`heads.links.PromptEncoder`.
+        project: (n, width) means of them -> vectors.
+
+    Returns:
+        Per call its phrases, and a vector of each.
+    """
+    classes = [phrases_of(context.call.prompt) for context in contexts]
+    vectors = [words.mean(0) for words in read([phrase for own in classes for phrase in own])]
+    return classes, list(project(torch.stack(vectors)).split([len(own) for own in classes]))

@@ -14,7 +14,7 @@ from heads.attend import grid_centres, pad_ragged, perceptron, sincos_positions
 from heads.boxes.matching import SetTarget, SetWeights, set_loss
 from heads.boxes.targets import BoxSetTargetProcessor, original_boxes
 from heads.links import LinkedHead, PromptEncoder
-from heads.phrases import phrases_of
+from heads.phrases import asked_phrases
 from layers.calls import BoxesResult, HeadContext, Result
 from layers.head import HeadTarget, Link, LossTerm
 
@@ -124,7 +124,10 @@ class BoxSetHead(LinkedHead):
         cells = [own + place for own, place in zip(projected.split([len(p) for p in places]), places, strict=True)]
         told = self.state_projection(crossed).split(counts)
         tokens, mask = pad_ragged([torch.cat(pair) for pair in zip(told, cells, strict=True)])
-        classes, known = self._classes(contexts)
+        if self.classes is None:
+            classes, known = asked_phrases(contexts, self.phrases, self.phrase_projection)
+        else:
+            classes, known = [self.classes] * len(contexts), [None] * len(contexts)
         sets = BoxSets([], [], classes)
         for layer in self.layers:
             tokens = layer(tokens, src_key_padding_mask=None if mask is None else ~mask)
@@ -171,15 +174,6 @@ class BoxSetHead(LinkedHead):
                 )
             )
         return results
-
-    def _classes(self, contexts: Sequence[HeadContext]) -> tuple[list[list[str]], list[Tensor | None]]:
-        """Per call the names of the classes, and (C, width) vectors of phrases where the vocabulary is open."""
-        if self.classes is not None:
-            return [self.classes] * len(contexts), [None] * len(contexts)
-        classes = [phrases_of(context.call.prompt) for context in contexts]
-        vectors = [words.mean(0) for words in self.phrases([phrase for own in classes for phrase in own])]
-        projected = self.phrase_projection(torch.stack(vectors))
-        return classes, list(projected.split([len(own) for own in classes]))
 
     def _logits(self, cells: Tensor, phrases: Tensor | None) -> Tensor:
         if phrases is None:

@@ -22,7 +22,7 @@ from heads.links import LinkedHead, PromptEncoder
 from heads.masks.losses import bce_and_dice
 from heads.masks.targets import ExpertMaskProcessor
 from heads.originals import EmbeddingCache, ExpertFrame, original_image
-from heads.phrases import class_index, phrases_of
+from heads.phrases import asked_phrases, class_index, phrases_of
 from layers.calls import HeadContext, MaskResult, MasksResult, Result
 from layers.head import HeadTarget, Link, LossTerm
 
@@ -155,7 +155,10 @@ class Mask2FormerHead(LinkedHead):
         maps = self.cache.get([original_image(context) for context in contexts], self.embed)
         told = torch.stack([own.mean(0) for own in self.condition(crossed).split(counts)])
         output = self.queried([torch.stack(list(level)) for level in zip(*maps, strict=True)], told)
-        classes, known = self._classes(contexts)
+        if self.classes is None:
+            classes, known = asked_phrases(contexts, self.phrases, self.phrase_projection)
+        else:
+            classes, known = [self.classes] * len(contexts), [None] * len(contexts)
         logits = [
             [self._logits(own, phrases) for own, phrases in zip(layer.transpose(0, 1), known, strict=True)]
             for layer in output.intermediate_hidden_states
@@ -259,15 +262,6 @@ class Mask2FormerHead(LinkedHead):
         bce, dice = bce_and_dice(masks[rows], wanted[columns])
         count = max(1, len(labels))
         return terms | {"bce": self.bce_weight * bce.sum() / count, "dice": self.dice_weight * dice.sum() / count}
-
-    def _classes(self, contexts: Sequence[HeadContext]) -> tuple[list[list[str]], list[Tensor | None]]:
-        """Per call the names of the classes, and (C, width) vectors of phrases where the vocabulary is open."""
-        if self.classes is not None:
-            return [self.classes] * len(contexts), [None] * len(contexts)
-        classes = [phrases_of(context.call.prompt) for context in contexts]
-        vectors = [words.mean(0) for words in self.phrases([phrase for own in classes for phrase in own])]
-        projected = self.phrase_projection(torch.stack(vectors))
-        return classes, list(projected.split([len(own) for own in classes]))
 
     def _asked(self, context: HeadContext, classes: Sequence[str]) -> list[int]:
         """The classes that the call asks for."""

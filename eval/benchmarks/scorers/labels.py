@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from eval.benchmarks.benchmark import answers_with, says
 from eval.benchmarks.metric import Answered, Metric, parts_of
+from eval.benchmarks.scorers.matches import WORST_WITHOUT, tally_matches
 from eval.metrics.ranking import average_precision, roc_auc
 from eval.metrics.retrieval import best_ranks, hits_at, rank_among
 from eval.metrics.statistics import Score
@@ -70,12 +71,7 @@ class MatchScores(Metric):
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
         """All three."""
-        tally = Tally(2)
-        for item in answers:
-            match = bool(item.row.meta["match"])
-            worst = -1.0 if match else 2.0
-            tally.add(item.row, float(item.answer.value) if item.answer.parsed else worst, float(match))
-        words = "a reply without a score counts as the worst one"
+        tally, words = tally_matches(answers), WORST_WITHOUT
         reductions: dict[str, tuple[Reduce, str]] = {
             "auc": (_of_matches(roc_auc), f"area under the ROC curve, ties half; {words}"),
             "ap": (_of_matches(average_precision), f"average precision; {words}"),

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from eval.benchmarks.benchmark import says
 from eval.benchmarks.metric import Answered, Metric, parts_of
+from eval.benchmarks.scorers.matches import WORST_WITHOUT, tally_matches
 from eval.metrics.statistics import Score
 from eval.metrics.text import word_errors
 from eval.metrics.transcripts import transcript_normaliser
@@ -126,12 +127,7 @@ class VerificationErrors(Metric):
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
         """Both."""
-        tally = Tally(2)
-        for item in answers:
-            match = bool(item.row.meta["match"])
-            worst = -1.0 if match else 2.0
-            tally.add(item.row, float(item.answer.value) if item.answer.parsed else worst, float(match))
-        words = "a reply without a score counts as the worst one"
+        tally, words = tally_matches(answers), WORST_WITHOUT
         return {
             "eer": tally.statistic(
                 _verification(equal_error_rate), f"equal error rate, interpolated; {words}", higher_is_better=False
