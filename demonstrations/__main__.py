@@ -17,20 +17,21 @@ from rich.table import Table
 from demonstrations.demonstration import Demonstration, Results, timed
 
 HERE = Path(__file__).parent
-NAMES = (
-    "instruction_diversity",
-    "crosslingual_transfer",
-    "graph_grounding",
-    "dual_speech_encoder",
-    "task_tokens",
-    "dense_retrieval",
-    "distilled_pairs",
-    "domain_experts",
-    "inductive_entities",
-    "pointing_at_hulls",
-    "ground_resolution",
-    "four_links",
-)
+FOLDERS = {
+    "mixtures": ("instruction_diversity", "crosslingual_transfer"),
+    "encoders": ("graph_grounding", "dual_speech_encoder"),
+    "routing": ("task_tokens", "four_links"),
+    "heads": (
+        "dense_retrieval",
+        "distilled_pairs",
+        "domain_experts",
+        "inductive_entities",
+        "pointing_at_hulls",
+        "ground_resolution",
+    ),
+}
+PLACES = {name: folder for folder, names in FOLDERS.items() for name in names}
+NAMES = tuple(PLACES)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def load(name: str) -> Demonstration:
     """The demonstration of this name."""
-    demonstration: Demonstration = import_module(f"demonstrations.{name}").DEMONSTRATION
+    demonstration: Demonstration = import_module(f"demonstrations.{PLACES[name]}.{name}").DEMONSTRATION
     return demonstration
 
 
@@ -60,14 +61,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, help="number of seeds (each demonstration's own)")
     parser.add_argument("--arms", nargs="+", help="these arms alone; the claims then wait for the others")
     parser.add_argument("--out", type=Path, default=Path("runs/demonstrations"), help="results (%(default)s)")
-    parser.add_argument("--accept", action="store_true", help="keep a result that holds beside the demonstration")
+    parser.add_argument("--accept", action="store_true", help="keep the result beside the demonstration")
     return parser
 
 
 def _run(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any]:
     demonstration = load(name)
     console.print(f"[bold]{name}[/bold] (paper {demonstration.paper}): {demonstration.shows}")
-    results = Results.resume(name, args.out / f"{name}.json")
+    results = Results.resume(name, HERE / PLACES[name] / f"{name}.py", args.out / f"{name}.json")
     seeds = range(args.seeds or demonstration.seeds)
     todo = list(results.missing(args.arms or list(demonstration.arms), seeds))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
@@ -83,8 +84,8 @@ def _run(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any
     console.print(_table(demonstration, results))
     for words, holds in value["claims"].items():
         console.print(("[green]holds[/green]: " if holds else "[red]does not hold[/red]: ") + words)
-    if args.accept and value["holds"]:
-        shutil.copy(results.path, HERE / f"{name}.json")
+    if args.accept and value["claims"]:  # whether they hold or not: a claim that failed is a result too
+        shutil.copy(results.path, HERE / PLACES[name] / f"{name}.json")
     return value
 
 

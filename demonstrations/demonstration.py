@@ -78,9 +78,15 @@ class Results:
     seconds: float = 0.0
 
     @classmethod
-    def resume(cls, name: str, path: Path) -> Results:
-        """Those in the file, if they come from the present code; otherwise none."""
-        code = code_hash(name)
+    def resume(cls, name: str, source: Path, path: Path) -> Results:
+        """Those in the file, if they come from the present code; otherwise none.
+
+        Args:
+            name: The demonstration.
+            source: The file that defines it.
+            path: Where results are.
+        """
+        code = code_hash(source)
         try:
             value = json.loads(path.read_text())
         except (FileNotFoundError, json.JSONDecodeError):
@@ -135,9 +141,9 @@ class Results:
         return {**measured, **dict.fromkeys(demonstration.controls_na)}
 
 
-def code_hash(name: str) -> str:
+def code_hash(source: Path) -> str:
     """Of the demonstration's own file."""
-    return hashlib.sha256((Path(__file__).parent / f"{name}.py").read_bytes()).hexdigest()[:16]
+    return hashlib.sha256(source.read_bytes()).hexdigest()[:16]
 
 
 def timed(measure: Measure, arm: str, seed: int, folder: Path) -> tuple[Metrics, float]:

@@ -62,11 +62,15 @@ def _problems_of_result(name: str, command: str, root: Path) -> list[str]:
     match = re.search(r"make demonstrations NAME=([a-z0-9_]+)", command)
     if not match:
         return [f"{name}: 'works' needs the command make demonstrations NAME=..., got {command}"]
-    script, result = (root / "demonstrations" / f"{match[1]}{ending}" for ending in (".py", ".json"))
-    if not script.is_file() or not result.is_file():
-        return [f"{name}: 'works' needs {script.name} and its committed {result.name} in demonstrations/"]
-    missing = {"seeds", "arms", "controls"} - set(json.loads(result.read_text()))
-    return [f"{name}: {result.name} lacks {sorted(missing)}"] if missing else []
+    scripts = sorted((root / "demonstrations").glob(f"*/{match[1]}.py"))
+    results = [script.with_suffix(".json") for script in scripts if script.with_suffix(".json").is_file()]
+    if not results:
+        return [f"{name}: 'works' needs {match[1]}.py and its committed {match[1]}.json in a folder of demonstrations/"]
+    value = json.loads(results[0].read_text())
+    missing = {"seeds", "arms", "controls", "holds"} - set(value)
+    if missing:
+        return [f"{name}: {results[0].name} lacks {sorted(missing)}"]
+    return [] if value["holds"] else [f"{name}: 'works', but the claims of {results[0].name} do not hold"]
 
 
 def test_every_paper_has_its_row() -> None:
@@ -91,9 +95,9 @@ _ROW = {
 @pytest.mark.parametrize(
     ("changes", "files", "expected"),
     [
-        ({}, ("demonstrations/a.py", "demonstrations/a.json"), None),
-        ({"Where": "`heads/b.py`"}, ("demonstrations/a.py", "demonstrations/a.json"), "heads/b.py does not exist"),
-        ({}, ("demonstrations/a.py",), "committed a.json"),
+        ({}, ("demonstrations/b/a.py", "demonstrations/b/a.json"), None),
+        ({"Where": "`heads/b.py`"}, ("demonstrations/b/a.py", "demonstrations/b/a.json"), "heads/b.py does not exist"),
+        ({}, ("demonstrations/b/a.py",), "committed a.json"),
         ({"Command": "`make quickstart`"}, (), "needs the command make demonstrations"),
         ({"Status": "done"}, (), "status 'done'"),
         ({"Status": "partly", "Test": "–"}, (), "needs an existing file, a test and a command"),
@@ -107,11 +111,19 @@ def test_a_wrong_row_is_reported(
     changes: dict[str, str], files: tuple[str, ...], expected: str | None, tmp_path: Path
 ) -> None:
     for path in ("heads/a.py", "tests/a.py", *files):
-        (tmp_path / path).parent.mkdir(exist_ok=True)
-        (tmp_path / path).write_text('{"seeds": [], "arms": {}, "controls": {}}')
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text('{"seeds": [], "arms": {}, "controls": {}, "holds": true}')
     problems = problems_of({**_ROW, **changes}, tmp_path)
     assert bool(problems) == (expected is not None)
     assert expected is None or expected in "; ".join(problems)
+
+
+def test_a_claim_that_does_not_hold_does_not_work(tmp_path: Path) -> None:
+    folder = tmp_path / "demonstrations" / "b"
+    folder.mkdir(parents=True)
+    (folder / "a.py").touch()
+    (folder / "a.json").write_text('{"seeds": [], "arms": {}, "controls": {}, "holds": false}')
+    assert _problems_of_result("1", _ROW["Command"], tmp_path) == ["1: 'works', but the claims of a.json do not hold"]
 
 
 def test_the_readme_shows_the_tree_as_it_is() -> None:

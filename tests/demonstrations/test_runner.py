@@ -10,9 +10,9 @@ import pytest
 
 from demonstrations import __main__ as runner
 from demonstrations import demonstration as module
-from demonstrations.crosslingual_transfer import LANGUAGES, World
 from demonstrations.demonstration import Claim, Demonstration, Metrics
-from demonstrations.instruction_diversity import examples, rules
+from demonstrations.mixtures.crosslingual_transfer import LANGUAGES, World
+from demonstrations.mixtures.instruction_diversity import examples, rules
 
 
 @pytest.mark.parametrize("name", runner.NAMES)
@@ -48,29 +48,35 @@ def test_results_are_written_resumed_and_accepted(tmp_path: Path, monkeypatch: p
     measured: list[tuple[str, int]] = []
     monkeypatch.setattr(runner, "load", lambda name: _fake(measured, 0.5))
     monkeypatch.setattr(runner, "HERE", tmp_path / "here")
-    monkeypatch.setattr(module, "code_hash", lambda name: "one")
-    (tmp_path / "here").mkdir()
+    monkeypatch.setattr(module, "code_hash", lambda source: "one")
     name = runner.NAMES[0]
+    kept = tmp_path / "here" / runner.PLACES[name]
+    kept.mkdir(parents=True)
     command = [name, "--out", str(tmp_path / "out")]
     assert runner.main([*command, "--arms", "ours"]) == 1  # no claim can hold without the baseline
     assert measured == [("ours", 0), ("ours", 1)]
     assert runner.main([*command, "--accept"]) == 0
     assert measured[2:] == [("baseline", 0), ("baseline", 1)]
-    value = json.loads((tmp_path / "here" / f"{name}.json").read_text())
+    value = json.loads((kept / f"{name}.json").read_text())
     assert (
         value["holds"] and value["seeds"] == [0, 1] and value["runs"]["ours"]["1"] == {"accuracy": pytest.approx(0.71)}
     )
     assert value["controls"] == {"constant": pytest.approx(0.205), "blind": None} and value["git_revision"]
     assert runner.main(command) == 0 and len(measured) == 4
-    monkeypatch.setattr(module, "code_hash", lambda name: "two")
+    monkeypatch.setattr(module, "code_hash", lambda source: "two")
     assert runner.main(command) == 0 and len(measured) == 8  # other code: from the start
 
 
-def test_what_does_not_hold_is_not_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_does_not_hold_is_kept_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "load", lambda name: _fake([], 0.05))
     monkeypatch.setattr(runner, "HERE", tmp_path)
-    assert runner.main([runner.NAMES[0], "--out", str(tmp_path / "out"), "--accept"]) == 1
-    assert not list(tmp_path.glob("*.json"))
+    name = runner.NAMES[0]
+    kept = tmp_path / runner.PLACES[name] / f"{name}.json"
+    kept.parent.mkdir()
+    command = [name, "--out", str(tmp_path / "out"), "--accept"]
+    assert runner.main([*command, "--arms", "ours"]) == 1 and not kept.exists()  # half a result says nothing
+    assert runner.main(command) == 1
+    assert json.loads(kept.read_text())["holds"] is False
 
 
 def test_rewriting_replaces_the_first_occurrence_only() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from demonstrations import dense_retrieval, distilled_pairs, domain_experts, inductive_entities, pointing_at_hulls
+from demonstrations.heads import dense_retrieval, distilled_pairs, domain_experts, inductive_entities, pointing_at_hulls
 
 
 def test_queries_share_no_word_with_their_passages_and_the_third_domain_has_no_pairs() -> None:

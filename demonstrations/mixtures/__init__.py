@@ -1,0 +1,1 @@
+"""Demonstrations of what training on a mixture of sources does."""

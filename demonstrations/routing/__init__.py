@@ -1,0 +1,1 @@
+"""Demonstrations of routing and of its links to the heads."""
