@@ -49,6 +49,10 @@ class Reference:
     bf16_seconds: float | None = None
 
 
+LANES = 2
+"""Of phases that share a CPU. Small steps gain little from a second thread: on one a phase has two thirds of the speed
+that it has on two, so two phases beside each other end sooner than one after the other."""
+
 # In fp32 on two cores of an AMD EPYC without AVX512, of runs with somewhat more steps, in proportion; in bf16 on two
 # cores of a Xeon with AMX, the last four that compute from their first steps or on one core. Other work ran beside
 # some phases. The speeds are those of training/precision.py; steps of this size gain from bf16 less than these do.
@@ -89,7 +93,8 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         files = (configs["model"], configs[name]) if with_model else (configs[name],)
         chosen = [argument for file in files for argument in ("--config", str(file))]
         command = (python, str(ROOT / "train.py"), "fit", *chosen, "--seed_everything", str(seed))
-        return Phase(name, (command,), files, (folders[name],), needs, options=("--trainer.precision", precision))
+        options = ("--trainer.precision", precision)
+        return Phase(name, (command,), files, (folders[name],), needs, options, shares=name.startswith("stage0"))
 
     shared = ("--checkpoint", str(checkpoint), "--data", str(data), "--split", "test")
     asking = ("--batch-size", "64", "--max-new-tokens", "64")  # the longest reference has some 40 tokens
@@ -109,9 +114,11 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             files=(configs["model"],),
             outputs=(run / "tokenizer",),
             needs=("data",),
+            shares=True,
         ),
+        fit("stage0_speech", ("data",), with_model=False),  # the longest first
         fit("stage0_language", ("tokenizer",), with_model=True),
-        *(fit(name, ("data",), with_model=False) for name in TOWERS),
+        *(fit(name, ("data",), with_model=False) for name in TOWERS if name != "stage0_speech"),
         fit("stage1_alignment", ("stage0_language", *TOWERS), with_model=True),
         fit("stage2_instruction", ("stage1_alignment",), with_model=True),
         Phase(
@@ -131,12 +138,14 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             ),
             outputs=(logs["model"], logs["constrained"]),
             needs=("checkpoint",),
+            shares=True,
         ),
         Phase(
             "controls",
             tuple((*predict, "all", *_fewer(name), "--control", name, "--out", str(logs[name])) for name in CONTROLS),
             outputs=tuple(logs[name] for name in CONTROLS),
             needs=("checkpoint",),
+            shares=True,
         ),
         Phase(
             "score",
@@ -159,6 +168,27 @@ def _fewer(control: str) -> tuple[str, ...]:
     return (*limit, "--max-new-tokens", "16") if control == "random_weights" else limit
 
 
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def num_lanes() -> int:
+    """How many phases that share run at once: one on a GPU or a single core."""
+    return 1 if torch.cuda.is_available() else min(LANES, num_cores())
+
+
+def sharing_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """What the commands of a phase that shares have besides: their part of the cores.
+
+    Args:
+        environment: The present one; a number of threads that it sets already is kept.
+    """
+    if num_lanes() == 1 or "OMP_NUM_THREADS" in environment:
+        return {}
+    return {"OMP_NUM_THREADS": str(num_cores() // num_lanes())}
+
+
 def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """The commands' environment: one thread per available core, and an allocator that keeps its pages.
 
@@ -168,11 +198,10 @@ def child_environment(environment: Mapping[str, str]) -> dict[str, str]:
     Args:
         environment: The present one; what it sets already is kept.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     defaults = {"PYTHONUNBUFFERED": "1", "TOKENIZERS_PARALLELISM": "false"}
     if not torch.cuda.is_available():
         defaults |= {
-            "OMP_NUM_THREADS": str(cores),
+            "OMP_NUM_THREADS": str(num_cores()),
             "MALLOC_MMAP_MAX_": "0",
             "MALLOC_TRIM_THRESHOLD_": str(16 * 1024**3),
             "MALLOC_TOP_PAD_": str(64 * 1024**2),
@@ -213,7 +242,7 @@ def _print_estimates(planned: Sequence[Phase], stamps: Stamps, speed: Speed, sca
         entry = stamps.of(phase.name)
         done = entry["state"] == "done" and entry["fingerprint"] == current[phase.name]
         expected = estimate(phase.name, speed, scale)
-        left += 0.0 if done else expected or 0.0
+        left += 0.0 if done else (expected or 0.0) / (num_lanes() if phase.shares else 1)
         shown = clock(expected) if expected is not None else "not measured"
         print(f"{phase.name:<20} {shown:>14}   {'done in ' + clock(entry['seconds']) if done else entry['state']}")
     print(f"{'left':<20} {clock(left) if speed.best_gflops else 'not measured':>14}\n", flush=True)
@@ -262,7 +291,15 @@ def _run(given: argparse.Namespace) -> int:
     _print_estimates(planned, stamps, Speed(precision, speed.gflops, speed.reason), given.scale)
     names = [phase.name for phase in planned]
     selected = given.only or (names[names.index(given.start) :] if given.start else None)
-    run_phases(planned, given.run, child_environment(os.environ), selected, given.again)
+    run_phases(
+        planned,
+        given.run,
+        child_environment(os.environ),
+        selected,
+        given.again,
+        sharing_environment(os.environ),
+        num_lanes(),
+    )
     if selected is None:
         print(f"\nThe page: {given.run / 'report.html'}   the model: {given.run / 'checkpoint'}")
     return 0

@@ -52,7 +52,7 @@ def write_report(
     sizes = parameter_counts(Path(checkpoint or log.header.info.get("checkpoint", "")) / WEIGHTS)
     facts = []
     if phases:
-        facts.append((clock(sum(seconds for _, seconds in phases)), "from nothing to this page"))
+        facts.append((clock(seconds_at_work(run / "phases.json")), "from nothing to this page"))
     if sizes:
         facts.append((f"{sum(sizes.values()) / 1e6:.1f} M", "parameters"))
     sections = [
@@ -128,6 +128,19 @@ def read_phases(path: Path) -> list[tuple[str, float]]:
     value = _json(path) or []
     entries = value["phases"] if isinstance(value, dict) else value
     return [(str(entry["name"]), float(entry["seconds"])) for entry in entries if entry["seconds"]]
+
+
+def seconds_at_work(path: Path) -> float:
+    """Time during which at least one phase of a run was at work; where intervals are not known, the phases' sum."""
+    value = _json(path) or []
+    entries = [entry for entry in (value["phases"] if isinstance(value, dict) else value) if entry["seconds"]]
+    if not all(entry.get("intervals") for entry in entries):
+        return sum(float(entry["seconds"]) for entry in entries)
+    total, until = 0.0, 0.0
+    for begin, end in sorted(interval for entry in entries for interval in entry["intervals"]):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
 
 
 def parameter_counts(weights: Path) -> dict[str, int]:

@@ -70,6 +70,7 @@ def test_results_are_written_resumed_and_accepted(tmp_path: Path, monkeypatch: p
 def test_what_does_not_hold_is_kept_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner, "load", lambda name: _fake([], 0.05))
     monkeypatch.setattr(runner, "HERE", tmp_path)
+    monkeypatch.setattr(module, "code_hash", lambda source: "one")
     name = runner.NAMES[0]
     kept = tmp_path / runner.PLACES[name] / f"{name}.json"
     kept.parent.mkdir()

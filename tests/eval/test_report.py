@@ -27,7 +27,7 @@ from eval.prediction import result_to_json
 from eval.report.cards import card, choose
 from eval.report.charts import estimate_bars
 from eval.report.curves import read_stages, stage_sections
-from eval.report.page import clock, read_phases
+from eval.report.page import clock, read_phases, seconds_at_work
 from eval.report.profile import Profile, confidence_of
 from layers.calls import AudioResult, BoxesResult, Call, MasksResult, VideoResult
 from layers.media import Graph
@@ -170,6 +170,19 @@ def test_graph_layouts_stay_in_the_frame_and_apart(count: int) -> None:
 def test_small_parts() -> None:
     assert [clock(seconds) for seconds in (4.4, 200, 3900)] == ["4 s", "3 min 20 s", "1 h 05 min"]
     assert read_phases(Path("nowhere.json")) == []
+
+
+def test_time_at_work_counts_phases_beside_each_other_once(tmp_path: Path) -> None:
+    path = tmp_path / "phases.json"
+    times = {"a": [[100.0, 110.0], [200.0, 205.0]], "b": [[105.0, 120.0]], "c": [[202.0, 203.0]], "d": []}
+    entries = [
+        {"name": name, "seconds": sum(end - begin for begin, end in intervals), "intervals": intervals}
+        for name, intervals in times.items()
+    ]
+    path.write_text(json.dumps({"phases": entries}))
+    assert seconds_at_work(path) == 25.0
+    path.write_text(json.dumps({"phases": [{"name": "a", "seconds": 3.0}, {"name": "b", "seconds": 4.0}]}))
+    assert seconds_at_work(path) == 7.0
     mask = torch.zeros(4, 4, dtype=torch.bool)
     assert mask_layer([mask[:2]], [mask]).startswith(b"\x89PNG")
 

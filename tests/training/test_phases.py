@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from training.phases import Phase, PhaseFailedError, Stamps, clock, fingerprints, locked, run_phases
+from training.phases.screen import last_line, steps
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = dict(os.environ)
@@ -140,3 +141,54 @@ def test_an_interrupted_command_may_save_and_the_stamp_says_stopped(
 
 def test_clock() -> None:
     assert [clock(seconds) for seconds in (0.4, 59.4, 60, 185)] == ["0 s", "59 s", "1 min 00 s", "3 min 05 s"]
+
+
+def meeting(folder: Path, name: str, other: str, seconds: float = 20.0) -> Phase:
+    """A phase that ends well only if the other one is at work at the same time."""
+    waits = f"until [ -e {folder}/{other} ]; do sleep 0.05; n=$((n+1)); [ $n -lt {seconds * 20:.0f} ] || exit 3; done"
+    script = f"touch {folder}/{name}; n=0; {waits}; echo {name} met {other} with $THREADS"
+    return Phase(name, (("sh", "-ec", script),), shares=True)
+
+
+def test_phases_that_share_run_beside_each_other_and_the_rest_alone(tmp_path: Path) -> None:
+    phases = [meeting(tmp_path, "a", "b"), meeting(tmp_path, "b", "a"), writing(tmp_path, "c", ("a", "b"))]
+    environment = {**ENVIRONMENT, "THREADS": "2"}
+    ran = run_phases(phases, tmp_path, environment, sharing={"THREADS": "1"}, lanes=2)
+    assert ran == ["a", "b", "c"]
+    assert (tmp_path / "logs" / "a.log").read_text() == "a met b with 1\n"
+    assert not (tmp_path / "logs" / "c.log").exists()
+    entries = {entry["name"]: entry for entry in json.loads((tmp_path / "phases.json").read_text())["phases"]}
+    ends = {name: entry["intervals"][-1][1] for name, entry in entries.items()}
+    assert entries["c"]["intervals"][0][0] >= max(ends["a"], ends["b"]) - 0.2
+    with pytest.raises(PhaseFailedError, match="'a': status 3"):  # one after the other they do not meet
+        (tmp_path / "b").unlink()
+        run_phases([meeting(tmp_path, "a", "b", 0.1)], tmp_path, environment)
+
+
+def test_a_phase_that_does_not_share_waits_for_those_that_do(tmp_path: Path) -> None:
+    alone = Phase("alone", (("sh", "-c", f"ls {tmp_path} > {tmp_path}/seen"),))
+    slow = Phase("slow", (("sh", "-c", f"sleep 0.4; touch {tmp_path}/slow-done"),), shares=True)
+    assert run_phases([slow, alone], tmp_path, ENVIRONMENT, lanes=2) == ["slow", "alone"]
+    assert "slow-done" in (tmp_path / "seen").read_text()
+
+
+def test_a_failure_stops_what_runs_beside_it_and_shows_its_log(tmp_path: Path) -> None:
+    save = "trap 'touch saved; exit 1' INT; touch waiting; while :; do sleep 0.05; done"
+    fail = f"until [ -e {tmp_path}/waiting ]; do sleep 0.05; done; echo the reason; exit 4"
+    phases = [
+        Phase("saves", (("sh", "-c", f"cd {tmp_path}; {save}"),), shares=True),
+        Phase("fails", (("sh", "-c", fail),), shares=True),
+    ]
+    with pytest.raises(PhaseFailedError, match=r"(?s)'fails': status 4.*fails\.log.*the reason"):
+        run_phases(phases, tmp_path, ENVIRONMENT, lanes=2)
+    assert (tmp_path / "saved").exists()
+    stamps = Stamps(tmp_path)
+    assert (stamps.of("saves")["state"], stamps.of("fails")["state"]) == ("stopped", "failed")
+
+
+def test_the_screen_reads_steps_of_the_last_line(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert last_line(log) == ""
+    log.write_text("begin\n" + "x" * 5000 + "\nstep 1,200/1,500  loss 0.4\n\n")
+    assert last_line(log) == "step 1,200/1,500  loss 0.4"
+    assert steps(last_line(log)) == (1200, 1500) and steps("begin") is None
