@@ -53,24 +53,24 @@ LANES = 2
 """Of phases that share a CPU. Small steps gain little from a second thread: on one a phase has two thirds of the speed
 that it has on two, so two phases beside each other end sooner than one after the other."""
 
-# In fp32 on two cores of an AMD EPYC without AVX512, of runs with somewhat more steps, in proportion; in bf16 on two
-# cores of a Xeon with AMX, the last four that compute from their first steps or on one core. Other work ran beside
-# some phases. The speeds are those of training/precision.py; steps of this size gain from bf16 less than these do.
+# In bf16 on two cores of a Xeon with AMX, one run as one command with nothing beside it. In fp32 on two cores of an AMD
+# EPYC without AVX512, from runs with other numbers of steps, in proportion, and of phases that share from both cores to
+# one. The speeds are those of training/precision.py; steps of this size gain from bf16 less than these do.
 REFERENCE_GFLOPS: Mapping[str, float] = {"32-true": 130.0, "bf16-mixed": 663.0}
 REFERENCE: Mapping[str, Reference] = {
     "data": Reference(240),
     "tokenizer": Reference(20),
-    "stage0_language": Reference(770, 300),
-    "stage0_vision": Reference(340, 145),
-    "stage0_speech": Reference(780, 500),
-    "stage0_graph": Reference(80, 55),
-    "stage1_alignment": Reference(810, 400),
-    "stage2_instruction": Reference(1970, 950),
-    "checkpoint": Reference(2),
-    "evaluation": Reference(360, 300),
-    "controls": Reference(340, 300),
-    "score": Reference(60),
-    "report": Reference(20),
+    "stage0_speech": Reference(1170, 680),
+    "stage0_language": Reference(1150, 415),
+    "stage0_vision": Reference(510, 205),
+    "stage0_graph": Reference(120, 62),
+    "stage1_alignment": Reference(810, 485),
+    "stage2_instruction": Reference(1970, 1135),
+    "checkpoint": Reference(1),
+    "evaluation": Reference(400, 300),
+    "controls": Reference(370, 240),
+    "score": Reference(20),
+    "report": Reference(15),
 }
 
 

@@ -142,7 +142,8 @@ class StepProgress(ProgressBar):
 
 def figures(values: Mapping[str, Any]) -> str:
     """What is known of loss and speed, in words."""
-    return "  ".join(words.format(float(values[name])) for name, words in _FIGURES if name in values)
+    told = [(words, float(values[name])) for name, words in _FIGURES if name in values]
+    return "  ".join(words.format(value) for words, value in told if value or "tokens" not in words)
 
 
 def _num_steps(trainer: L.Trainer) -> int | None:

@@ -68,7 +68,7 @@ class Screen:
         for name, log in logs.items():
             if now - self._told.setdefault(name, now) >= self.every_n_seconds:
                 self._told[name] = now
-                self.console.print(f"[{name}] {last_line(log)}", highlight=False, markup=False)
+                self.console.print(f"[{name}] {last_line(log)}", highlight=False, markup=False, soft_wrap=True)
 
 
 def last_line(log: Path) -> str:
