@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from training.callbacks import LAST_CHECKPOINT, ResumePoint, StepProgress, find_resume_point
 from training.checks.machine import unmet_by_machine
+from training.checks.parser import PlainParser
 from training.faults import StoppedError, explained
 from training.processes.strategies import register_strategies
 
@@ -56,6 +57,7 @@ class TrainCLI(LightningCLI):
         _hush()
         register_strategies()
         kwargs["auto_configure_optimizers"] = False
+        kwargs["parser_class"] = PlainParser
         super().__init__(*args, **kwargs)
 
     @staticmethod
