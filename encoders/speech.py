@@ -192,7 +192,8 @@ class WavLMBranch(nn.Module):
         super().__init__()
         fixed: dict[str, Any] = {"apply_spec_augment": False, "layerdrop": 0.0}
         if isinstance(wavlm, str):
-            self.model = load_pretrained(WavLMModel, wavlm, local_files_only=True, **fixed)
+            fixed |= {"may_lack": "masked_spec_embed", "local_files_only": True}
+            self.model = load_pretrained(WavLMModel, wavlm, **fixed)
         else:
             self.model = WavLMModel(WavLMConfig(**{**wavlm, **fixed}))
         config = self.model.config
@@ -318,7 +319,9 @@ def weighted_sum(states: Sequence[Tensor], logits: Tensor) -> Tensor:
 
 def _load_whisper(whisper: Mapping[str, Any] | str) -> WhisperEncoder:
     if isinstance(whisper, str):
-        encoder: WhisperEncoder = load_pretrained(WhisperModel, whisper, local_files_only=True).encoder
+        encoder: WhisperEncoder = load_pretrained(
+            WhisperModel, whisper, may_lack=r"(^|\.)decoder\.", local_files_only=True
+        ).encoder
         return encoder
     return WhisperEncoder(WhisperConfig(**whisper))
 

@@ -21,6 +21,7 @@ from heads.attend import CrossAttention, pad_ragged, required_states, sincos_pos
 from layers.calls import HeadContext
 from layers.geometry import Box
 from layers.head import LINKS, Head, Link
+from layers.pretrained import load_pretrained
 
 WITHOUT_STATES: frozenset[Link] = frozenset({"text", "boxes"})
 _WORDS_PER_UNIT = 256
@@ -119,9 +120,7 @@ class PromptEncoder(nn.Module):
 
 def _text_part(pretrained: str) -> Any:
     """A text encoder; of a model with more parts, the one that reads text."""
-    model: Any = AutoModel.from_pretrained(
-        pretrained, local_files_only=True, use_safetensors=True, trust_remote_code=False
-    )
+    model: Any = load_pretrained(AutoModel, pretrained, may_lack=r"(^|\.)(pooler|decoder)\.", local_files_only=True)
     if getattr(model.config, "is_encoder_decoder", False):
         return model.get_encoder()
     return getattr(model, "text_model", model)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from transformers.cache_utils import Cache
 
-from layers.pretrained import load_pretrained
+from layers.pretrained import architecture, load_pretrained
 from models.adapters.conditioned_experts import ConditionedExperts, Situations, add_conditioned_experts
 from models.adapters.lora import Lora, add_lora
 from models.adapters.lora_experts import LoraExperts, add_experts
@@ -77,7 +77,7 @@ class LanguageModel(nn.Module):
         if pretrained is not None:
             hf_config = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=False, **overrides)
         elif model_type is not None:
-            hf_config = AutoConfig.for_model(model_type, **overrides)
+            hf_config = architecture(model_type, overrides)
         else:
             raise ValueError("expected model_type (with config) or pretrained, got neither")
         check_attention_layers(hf_config)
@@ -120,10 +120,10 @@ class LanguageModel(nn.Module):
             add_experts(self.model, experts)
             self.balance_weight = experts.balance_weight
         if prompt_gate is not None:
-            heads = self.config.num_attention_heads
-            head_size = getattr(self.config, "head_dim", None) or self.hidden_size // heads
+            width, heads = self.config.hidden_size, self.config.num_attention_heads
+            head_size = getattr(self.config, "head_dim", None) or width // heads
             self._updates = GatedUpdates(self.model, head_size if prompt_gate.interleaved else None)
-            self.gate = GateNetwork(self.hidden_size, self._updates.widths, prompt_gate)
+            self.gate = GateNetwork(width, self._updates.widths, prompt_gate)
 
     @property
     def config(self) -> PretrainedConfig:
@@ -132,8 +132,8 @@ class LanguageModel(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """Width of the hidden states."""
-        return self.config.hidden_size
+        """Width of the embeddings, and of the states after the final norm; layers within may be wider (OPT-350m)."""
+        return int(self._embedding.weight.shape[1])
 
     @property
     def vocab_size(self) -> int:

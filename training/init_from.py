@@ -8,9 +8,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import load_file
 from transformers import PreTrainedTokenizerBase
 
+from layers.pretrained import read_safetensors
 from models.checkpoint import MANIFEST, TOKENIZER, WEIGHTS, CheckpointError, check_bases
 from models.generalist import Generalist
 from models.tokenizer import load_tokenizer
@@ -73,9 +73,12 @@ def load_weights(generalist: Generalist, source: InitFrom) -> None:
     because it is its base's, this model has to have from the same base.
 
     Raises:
-        CheckpointError: If its tensors do not fit, naming them, or the base is another.
+        CheckpointError: If the file is cut short, its tensors do not fit (they are named), or the base is another.
     """
-    tensors = {source.prefix + name: tensor for name, tensor in load_file(source.file).items()}
+    try:
+        tensors = {source.prefix + name: tensor for name, tensor in read_safetensors(source.file).items()}
+    except ValueError as error:
+        raise CheckpointError(f"init_from '{source.path}': {error}") from None
     kept = _kept_from_bases(generalist, source)
     state = {name: value for name, value in generalist.state_dict().items() if name.startswith(source.prefix)}
     given = {name: _stored_name(name, tensors.keys() | kept) for name in state}

@@ -22,7 +22,7 @@ class SentenceEncoder(nn.Module):
 
     def __init__(self, pretrained: str) -> None:
         super().__init__()
-        self.model = load_pretrained(AutoModel, pretrained, local_files_only=True)
+        self.model = load_pretrained(AutoModel, pretrained, may_lack=r"(^|\.)pooler\.", local_files_only=True)
         self.model.requires_grad_(False)
         self.width: int = self.model.config.hidden_size
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from encoders.vision.processor import ResizeMode
-from encoders.vision.tower import VisionTower, as_resample, as_size, checked_name, checked_weights
+from encoders.vision.tower import VisionTower, as_resample, as_size, checked_weights
+from layers.pretrained import known_name
 
 
 class OpenClipEncoder(VisionTower):
@@ -40,7 +41,7 @@ class OpenClipEncoder(VisionTower):
         import open_clip  # a second, which nobody else should wait for
 
         super().__init__()
-        checked_name(model_name, open_clip.list_models(), "open_clip")
+        known_name(model_name, open_clip.list_models(), "model_name: expected a model of open_clip")
         self.layers, self.pooled = list(layers), pooled
         size = as_size(image_size)
         forced: dict[str, Any] = {} if size is None else {"force_image_size": (size[1], size[0])}

@@ -17,6 +17,7 @@ from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, PixelNorm, ResizeMode
 from encoders.vision.tower import as_size, checked_weights
 from layers.layout import Layout
+from layers.pretrained import known_name
 
 
 class TimmEncoder(ImageEncoder):
@@ -38,7 +39,8 @@ class TimmEncoder(ImageEncoder):
         checkpoint: Local safetensors file with the timm network's weights.
 
     Raises:
-        ValueError: If the stride does not divide the input, or the checkpoint is not a safetensors file.
+        ValueError: If timm does not know the name (the nearest are named), the stride does not divide the input, or the
+            checkpoint is not a safetensors file.
     """
 
     processor: ImageProcessor
@@ -59,6 +61,7 @@ class TimmEncoder(ImageEncoder):
         width, height = as_size(image_size)
         if width % stride or height % stride:
             raise ValueError(f"stride {stride} does not divide the input of {width}x{height} pixels")
+        known_name(model_name.split(".")[0], timm.list_models(), "model_name: expected a model of timm")
         arguments: dict[str, Any] = dict(model_args or {})
         if norm_groups is not None:
             arguments["norm_layer"] = partial(GroupNorm, num_groups=norm_groups)

@@ -10,7 +10,8 @@ from timm.data import resolve_model_data_config
 from torch import Tensor
 
 from encoders.vision.processor import ResizeMode
-from encoders.vision.tower import VisionTower, as_resample, as_size, checked_name, checked_weights
+from encoders.vision.tower import VisionTower, as_resample, as_size, checked_weights
+from layers.pretrained import known_name
 
 
 class TimmTower(VisionTower):
@@ -42,7 +43,7 @@ class TimmTower(VisionTower):
         model_args: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
-        checked_name(model_name.split(".")[0], timm.list_models(), "timm")
+        known_name(model_name.split(".")[0], timm.list_models(), "model_name: expected a model of timm")
         self.layers, self.norm, self.pooled = list(layers), norm, pooled
         arguments: dict[str, Any] = {"num_classes": 0, **(model_args or {})}
         if checked_weights(checkpoint) is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from pathlib import Path
 from typing import overload
 
@@ -16,6 +15,7 @@ from encoders.vision.images import ImageEncoder
 from encoders.vision.processor import ImageProcessor, NativeProcessor, PixelNorm, ResizeMode, TiledProcessor
 from layers.geometry import Resample
 from layers.layout import Layout
+from layers.pretrained import check_safetensors
 
 
 class VisionTower(ImageEncoder):
@@ -156,27 +156,16 @@ def tokens_to_map(tokens: Tensor, rows: int, columns: int) -> Tensor:
     return tokens[:, -rows * columns :].unflatten(1, (rows, columns)).permute(0, 3, 1, 2)
 
 
-def checked_name(name: str, known: Sequence[str], library: str) -> str:
-    """A model's name.
-
-    Raises:
-        ValueError: If the library does not know it, with the nearest names that it knows.
-    """
-    if name not in known:
-        near = get_close_matches(name, known, n=3, cutoff=0.5)
-        told = f"; near: {', '.join(near)}" if near else ""
-        raise ValueError(f"model_name: expected a model of {library}, got '{name}'{told}")
-    return name
-
-
 def checked_weights(checkpoint: str | None) -> str | None:
     """A file with weights, or None.
 
     Raises:
-        ValueError: If it is no safetensors file.
+        ValueError: If it is no safetensors file, or one that is cut short.
     """
     if checkpoint is not None and (Path(checkpoint).suffix != ".safetensors" or not Path(checkpoint).is_file()):
         raise ValueError(f"checkpoint: expected a safetensors file, got '{checkpoint}'")
+    if checkpoint is not None:
+        check_safetensors(checkpoint)
     return checkpoint
 
 

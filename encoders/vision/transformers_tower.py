@@ -14,12 +14,14 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 from encoders.vision.processor import IMAGENET, ResizeMode
 from encoders.vision.tower import VisionTower, as_size, tokens_to_map
 from layers.geometry import Resample
-from layers.pretrained import load_pretrained
+from layers.pretrained import architecture, load_pretrained
 
 _CLIP = ((0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 _HALF = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 _NORMS = {"clip": _CLIP, "siglip": _HALF, "vit": _HALF}
 _RESAMPLES: dict[int, Resample] = {2: "bilinear", 3: "bicubic"}  # PIL's numbers, in preprocessor_config.json
+_POOLING = r"(^|\.)(pooler|head)\."
+"""What a checkpoint that was trained with another head may lack, where nothing is pooled."""
 
 
 class TransformersEncoder(VisionTower):
@@ -72,7 +74,10 @@ class TransformersEncoder(VisionTower):
         if isinstance(image_size, str) and not native:
             raise ValueError(f"image_size: expected a number of pixels, two, 'native' or None, got {image_size!r}")
         self.layers, self.pooled = list(layers) if layers is not None else None, pooled
-        self.tower = _load(pretrained, revision, config) if pretrained is not None else _build(model_type, config)
+        if pretrained is not None:
+            self.tower = _load(pretrained, revision, config, None if pooled else _POOLING)
+        else:
+            self.tower = _build(model_type, config)
         self.bases = {} if pretrained is None else {"tower.": pretrained}
         own: Any = self.tower.config
         self._check_layers(own)
@@ -117,18 +122,18 @@ class TransformersEncoder(VisionTower):
 
 
 def _build(model_type: str | None, config: dict[str, Any] | None) -> nn.Module:
-    own = AutoConfig.for_model(str(model_type), **(config or {}))
+    own = architecture(str(model_type), config or {})
     return AutoModel.from_config(_vision_part(own), trust_remote_code=False)
 
 
-def _load(pretrained: str, revision: str | None, config: dict[str, Any] | None) -> nn.Module:
+def _load(pretrained: str, revision: str | None, config: dict[str, Any] | None, may_lack: str | None) -> nn.Module:
     own = AutoConfig.from_pretrained(pretrained, revision=revision, trust_remote_code=False)
     part = _vision_part(own)
     for name, value in (config or {}).items():
         if not hasattr(part, name):
             raise ValueError(f"config: expected settings of '{part.model_type}', got '{name}'")
         setattr(part, name, value)
-    tower: nn.Module = load_pretrained(AutoModel, pretrained, part, revision=revision)
+    tower: nn.Module = load_pretrained(AutoModel, pretrained, part, may_lack, revision=revision)
     return tower
 
 

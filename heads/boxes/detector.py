@@ -23,6 +23,7 @@ from layers.calls import BoxesResult, HeadContext, Result
 from layers.geometry import Box
 from layers.head import Head, HeadTarget, Link, LossTerm
 from layers.layout import ItemLayout
+from layers.pretrained import load_pretrained
 
 
 class NothingToLearn:
@@ -159,7 +160,7 @@ class DetectorHead(Head):
                 is_open = config.model_type in MODEL_FOR_ZERO_SHOT_OBJECT_DETECTION_MAPPING_NAMES
                 kinds: Any = (AutoModelForZeroShotObjectDetection, AutoProcessor)
                 kinds = kinds if is_open else (AutoModelForObjectDetection, AutoImageProcessor)
-                model = kinds[0].from_pretrained(self.pretrained, use_safetensors=True, trust_remote_code=False)
+                model = load_pretrained(kinds[0], self.pretrained)
                 processor = kinds[1].from_pretrained(self.pretrained, trust_remote_code=False)
             except (OSError, ImportError) as error:
                 raise ValueError(f"the detector '{self.pretrained}' cannot be loaded: {error}") from error

@@ -25,6 +25,7 @@ from heads.originals import EmbeddingCache, ExpertFrame, original_image
 from heads.phrases import asked_phrases, class_index, phrases_of
 from layers.calls import HeadContext, MaskResult, MasksResult, Result
 from layers.head import HeadTarget, Link, LossTerm
+from layers.pretrained import load_pretrained
 
 PRETRAINED = "pretrained"
 
@@ -104,7 +105,7 @@ class Mask2FormerHead(LinkedHead):
             raise ValueError(f"classes: expected a list, or '{PRETRAINED}' with a checkpoint, got {classes!r}")
         model: Any = Mask2FormerForUniversalSegmentation
         if pretrained is not None:
-            whole = model.from_pretrained(pretrained, use_safetensors=True, trust_remote_code=False)
+            whole = load_pretrained(model, pretrained, may_lack=r"^(class_predictor|criterion)\.")  # of another task
             self.bases = {**self.bases, "mask2former.": pretrained}
         else:
             whole = model(Mask2FormerConfig(**(config or {})))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, Sam2Config, Sam2Model, SamConfig, SamModel
 
 from heads.originals import ExpertFrame
+from layers.pretrained import load_pretrained
 
 
 class SegmentAnything(nn.Module):
@@ -45,7 +46,7 @@ class SegmentAnything(nn.Module):
             )
         model: Any = SamModel if family == "sam" else Sam2Model
         if pretrained is not None:
-            self.model = model.from_pretrained(pretrained, use_safetensors=True, trust_remote_code=False)
+            self.model = load_pretrained(model, pretrained)
         else:
             self.model = model((SamConfig if family == "sam" else Sam2Config)(**(config or {})))
         self.is_sam2 = family == "sam2"

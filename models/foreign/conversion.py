@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from layers.pretrained import load_pretrained
 from models.build import build_generalist
 from models.checkpoint import CheckpointError, save_checkpoint
 from models.foreign.inert_pickle import pickled_tensors
@@ -128,8 +129,8 @@ def load_their_model(model_class: type[PreTrainedModel], source: str) -> Any:
         CheckpointError: If its weights cannot be read.
     """
     try:
-        return model_class.from_pretrained(source, use_safetensors=True, trust_remote_code=False, dtype="auto")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        return load_pretrained(model_class, source, dtype="auto")
+    except (OSError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"'{source}': the weights cannot be read: {error}") from None
 
 

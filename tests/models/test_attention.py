@@ -14,9 +14,14 @@ from models.token_loss import linear_cross_entropy, supervised_rows
 TINY = {"vocab_size": 61, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 TINY |= {"pad_token_id": None, "bos_token_id": None, "eos_token_id": None, "max_position_embeddings": 64}
 GROUPED = TINY | {"num_key_value_heads": 2}
+OPT = TINY | {"ffn_dim": 48, "word_embed_proj_dim": 32, "dropout": 0.0, "attention_dropout": 0.0}
 MODELS = {
     "llama": ("llama", TINY),
     "llama grouped": ("llama", GROUPED),
+    "qwen2 window from its second layer": (
+        "qwen2",
+        GROUPED | {"use_sliding_window": True, "sliding_window": 4, "max_window_layers": 1},
+    ),
     "qwen3": ("qwen3", GROUPED | {"head_dim": 8}),
     "mistral window": ("mistral", GROUPED | {"sliding_window": 4}),
     "gemma2 soft-cap and window": (
@@ -39,6 +44,17 @@ MODELS = {
             "query_pre_attn_scalar": 8,
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         },
+    ),
+    "phi partly rotated": ("phi", TINY | {"partial_rotary_factor": 0.5}),
+    "phi3 joint projection and window": ("phi3", GROUPED | {"sliding_window": 4}),
+    "smollm3 unrotated and window": (
+        "smollm3",
+        GROUPED | {"no_rope_layer_interval": 2, "use_sliding_window": True, "sliding_window": 4},
+    ),
+    "opt": ("opt", OPT),
+    "opt narrow embeddings and norms after": (
+        "opt",
+        OPT | {"word_embed_proj_dim": 16, "do_layer_norm_before": False},
     ),
     "gpt2": (
         "gpt2",

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageTextToText,
     LlavaConfig,
@@ -182,7 +183,10 @@ def test_tokens_of_a_task_table_come_along(tmp_path: Path) -> None:
     assert models_main([*arguments, "--out", str(tmp_path / "ours")]) == 2  # a task needs its head
 
 
-@pytest.mark.parametrize("damage", ["another model", "no weights", "cut weights", "a pickle", "another activation"])
+DAMAGES = ("another model", "no weights", "cut weights", "a missing tensor", "a pickle", "another activation")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_what_cannot_be_converted(damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = tmp_path / "theirs"
     saved("llava", source)
@@ -192,6 +196,9 @@ def test_what_cannot_be_converted(damage: str, tmp_path: Path, capsys: pytest.Ca
         (source / "config.json").write_text(json.dumps({"model_type": "llama"}))
     elif damage == "another activation":
         (source / "config.json").write_text(json.dumps(config | {"projector_hidden_act": "relu"}))
+    elif damage == "a missing tensor":
+        kept = {name: value for name, value in load_file(weights).items() if "linear_1.bias" not in name}
+        save_file(kept, weights, {"format": "pt"})
     elif damage == "cut weights":
         weights.write_bytes(weights.read_bytes()[:-100])
     else:
@@ -201,4 +208,5 @@ def test_what_cannot_be_converted(damage: str, tmp_path: Path, capsys: pytest.Ca
     assert models_main(["convert", "llava", str(source), "--out", str(tmp_path / "ours")]) == 2
     told = capsys.readouterr().err
     expected = {"another model": "got 'llama'", "another activation": "projector_hidden_act 'gelu', got 'relu'"}
+    expected["a missing tensor"] = "missing 1 ["
     assert expected.get(damage, "error: ") in told and not (tmp_path / "ours").exists()

@@ -8,10 +8,11 @@ from typing import Any, Self
 
 import lightning as L
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from layers.encoder import Encoder
+from layers.pretrained import read_safetensors
 from training.muon import muon_adamw
 from training.optimizer import parameter_groups, warmup_cosine
 from training.towers.data import TowerPlan
@@ -157,9 +158,10 @@ def load_tower(encoder: Encoder, path: Path) -> None:
     """Read what :func:`save_tower` wrote.
 
     Raises:
-        ValueError: If tensors are missing, unknown or of another shape; nothing is loaded then.
+        ValueError: If the file cannot be read, or tensors are missing, unknown or of another shape; nothing is loaded
+            then.
     """
-    tensors = load_file(path)
+    tensors = read_safetensors(path)
     state = encoder.state_dict()
     missing = sorted(set(state) - set(tensors))
     wrong = sorted(name for name, value in tensors.items() if name not in state or state[name].shape != value.shape)
