@@ -22,6 +22,7 @@ from eval.report.profile import Profile, part_bars
 from eval.report.table import score_section
 from eval.score import Scores, check_belongs, score_files, verdict
 from models.checkpoint import WEIGHTS
+from training.phases import clock
 
 LEAD = (
     "Everything below was measured free-running on held-out data: the model had to write its own task tokens, and a "
@@ -154,16 +155,6 @@ def parameter_counts(weights: Path) -> dict[str, int]:
             part = parts[0] if parts[0] == "language_model" else " ".join([parts[1], parts[0].removesuffix("s")])
             counts[part] = counts.get(part, 0) + math.prod(file.get_slice(name).get_shape())
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
-
-
-def clock(seconds: float) -> str:
-    """A duration in words: "45 s", "3 min 20 s", "1 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
 
 
 def _facts(logs: Sequence[Log], scores: Scores) -> list[tuple[str, str]]:

@@ -140,7 +140,13 @@ def test_an_interrupted_command_may_save_and_the_stamp_says_stopped(
 
 
 def test_clock() -> None:
-    assert [clock(seconds) for seconds in (0.4, 59.4, 60, 185)] == ["0 s", "59 s", "1 min 00 s", "3 min 05 s"]
+    assert [clock(seconds) for seconds in (0.4, 59.4, 60, 185, 3900)] == [
+        "0 s",
+        "59 s",
+        "1 min 00 s",
+        "3 min 05 s",
+        "1 h 05 min",
+    ]
 
 
 def meeting(folder: Path, name: str, other: str, seconds: float = 20.0) -> Phase:

@@ -54,6 +54,9 @@ def fingerprints(phases: Sequence[Phase]) -> dict[str, str]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as ``12 s`` or ``3 min 05 s``."""
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    """A duration in words: ``12 s``, ``3 min 05 s``, ``1 h 05 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
