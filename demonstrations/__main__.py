@@ -70,13 +70,14 @@ def _run(name: str, args: argparse.Namespace, console: Console) -> dict[str, Any
     console.print(f"[bold]{name}[/bold] (paper {demonstration.paper}): {demonstration.shows}")
     results = Results.resume(name, HERE / PLACES[name] / f"{name}.py", args.out / f"{name}.json")
     seeds = range(args.seeds or demonstration.seeds)
+    folder = args.out / name / results.code  # data and checkpoints of other code are not taken up
     todo = list(results.missing(args.arms or list(demonstration.arms), seeds))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty()) as progress:
         bar = progress.add_task(name, total=len(todo))
         for arm, seed in todo:
             progress.update(bar, description=f"{name}: {arm}, seed {seed}")
-            metrics, seconds = timed(demonstration.measure, arm, seed, args.out / name / f"{arm}-{seed}")
+            metrics, seconds = timed(demonstration.measure, arm, seed, folder / f"{arm}-{seed}")
             results.add(arm, seed, metrics, seconds)
             results.write(demonstration)
             progress.advance(bar)

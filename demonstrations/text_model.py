@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
+import multiprocessing
+import os
+import runpy
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from data.records import Message, Part, Record
 from data.shards import ShardWriter
@@ -19,6 +21,8 @@ from models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 
 SOURCE, LICENSE = "made by this demonstration", "CC0-1.0"
+Block = Literal["llama", "gemma3_text"]
+_PRELOADED = ["demonstrations.text_model", "training.cli", "training.recipe", "data.datamodule", "models.build"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,10 @@ class TextModel:
         max_tokens: Tokens of a pack, one per step.
         learning_rate: AdamW's, for embeddings and norms.
         muon: Muon's, for the hidden matrices.
+        by_muon: Patterns of further matrices that Muon moves, such as those of projectors and heads.
         warmup_steps: Of every fit.
+        block: Whose layers. In Gemma's words enter at unit scale, and queries and keys are normalised; in Llama's words
+            begin at .02 and fade beside what layers add.
     """
 
     hidden_size: int = 128
@@ -48,7 +55,9 @@ class TextModel:
     max_tokens: int = 4096
     learning_rate: float = 2e-3
     muon: float = 0.02
+    by_muon: tuple[str, ...] = ()
     warmup_steps: int = 30
+    block: Block = "llama"
 
     def config(self, tokenizer: Path, vocab_size: int) -> dict[str, Any]:
         """Arguments of the Generalist."""
@@ -65,14 +74,26 @@ class TextModel:
             "bos_token_id": None,
             "eos_token_id": None,
             "pad_token_id": None,
+            **(self._gemma(heads) if self.block == "gemma3_text" else {}),
         }
         return {
             "tokenizer": str(tokenizer),
             "tasks": {"tasks": []},
-            "language_model": {"model_type": "llama", "config": language_model},
+            "language_model": {"model_type": self.block, "config": language_model},
             "encoders": {},
             "projectors": {},
             "heads": {},
+        }
+
+    def _gemma(self, heads: int) -> dict[str, Any]:
+        size = self.hidden_size // heads
+        rope = {"rope_type": "default", "rope_theta": 10000.0}
+        return {
+            "head_dim": size,
+            "query_pre_attn_scalar": size,
+            "layer_types": ["full_attention"] * self.num_layers,
+            "rope_parameters": {"full_attention": rope, "sliding_attention": rope},
+            "initializer_range": self.hidden_size**-0.5,
         }
 
 
@@ -126,7 +147,7 @@ def train(
         "trainable": list(trainable),
         "init_from": [dict(item) for item in init_from],
         "learning_rate": model.learning_rate,
-        "muon": {r"^language_model\..*(self_attn|mlp)\.": model.muon},
+        "muon": dict.fromkeys([r"^language_model\..*(self_attn|mlp)\.", *model.by_muon], model.muon),
         "warmup_steps": model.warmup_steps,
         "seed": seed,
     }
@@ -142,7 +163,7 @@ def train(
 
 
 def fit(config: Mapping[str, Any], steps: int, seed: int, folder: Path) -> None:
-    """One fit by ``train.py``, as anyone would run it.
+    """One fit by ``train.py``, as anyone would run it, in a process that has its imports behind it.
 
     Args:
         config: ``model`` and ``data``.
@@ -167,11 +188,22 @@ def fit(config: Mapping[str, Any], steps: int, seed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "config.json"  # YAML takes JSON
     path.write_text(json.dumps({"seed_everything": seed, **config, "trainer": trainer}, indent=1))
-    command = [sys.executable, str(ROOT / "train.py"), "fit", "--config", str(path)]
-    with (folder / "train.log").open("w") as log:
-        result = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
-    if result.returncode:
-        raise RuntimeError(f"training failed with status {result.returncode}; see {folder / 'train.log'}")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    process = context.Process(target=_run, args=(path, folder / "train.log"))
+    process.start()
+    process.join()
+    if process.exitcode:
+        raise RuntimeError(f"training failed with status {process.exitcode}; see {folder / 'train.log'}")
+
+
+def _run(config: Path, log: Path) -> None:
+    """``python train.py fit --config CONFIG``, its output in a file."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.argv = [str(ROOT / "train.py"), "fit", "--config", str(config)]
+    runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def answers(checkpoint: Path, examples: Sequence[Example]) -> list[str]:

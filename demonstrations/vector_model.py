@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data.drafts import Draft, Origin
 from data.shards import ShardWriter
-from demonstrations.text_model import LICENSE, SOURCE, TextModel
+from demonstrations.text_model import LICENSE, SOURCE, Block, TextModel
 from inference.conversation import Conversation
 from inference.given import answer_given
 from inference.session import Session
@@ -47,6 +47,7 @@ class VectorModel(TextModel):
         heads: Head -> its class and arguments.
     """
 
+    block: Block = "gemma3_text"
     tasks: Mapping[str, str] = field(default_factory=dict)
     heads: Mapping[str, Any] = field(default_factory=dict)
 
@@ -81,12 +82,17 @@ def write_sides(directory: Path, prefix: str, records: Iterable[Sequence[Side]],
             for place, side in enumerate(sides):
                 if place:
                     draft.next_conversation()
-                draft.user(side.text)
+                draft.user(_said(side.text))
                 draft.assistant(draft.call(side.task, target=draft.add_target("pair", dict(side.value))))
             writer.write(*draft.finish())
 
 
+def _said(text: str) -> str:
+    """A text behind a colon: without a space before it, its first word would be another token than elsewhere."""
+    return f": {text}"
+
+
 def vectors_of(session: Session, texts: Sequence[str], task: str) -> Tensor:
     """(n, d) the vectors of texts by a task."""
-    results = answer_given(session, [Conversation.ask(text) for text in texts], Call(task, ""))
+    results = answer_given(session, [Conversation.ask(_said(text)) for text in texts], Call(task, ""))
     return torch.stack([result.vector for result in results if isinstance(result, EmbeddingResult)])

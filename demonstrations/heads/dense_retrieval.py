@@ -2,13 +2,16 @@
 
 As in https://arxiv.org/abs/2408.12194 the state of a decoder's last token is the vector of a query or a passage,
 trained with in-batch negatives. Every concept has two words: queries use the one, passages the other, so that they
-share none. Pretraining is on text alone, in which things are also called by their other word; retrieval is tuned in two
-domains, with all pairs or with a tenth of them, and tested there and in a third domain that only pretraining has seen.
+share none. Pretraining is on text alone, which says of things of all domains what they are like, in the same terms, and
+calls them by either word; retrieval is tuned in two domains, with all pairs or with a tenth of them, and tested there
+and in a third domain that only pretraining has seen.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,27 +26,38 @@ from inference.session import Session
 from models.build import build_generalist
 
 DOMAINS, CONCEPTS, TUNED = 3, 24, 2
-QUERY_WORDS, PASSAGE_WORDS = 3, 6
-PRETRAINING, PAIRS, TEST = 12_000, 3000, 200
-PRETRAINING_STEPS, STEPS = 500, 120
-SIZES = {"small": (32, 1), "large": (96, 3)}
+ATTRIBUTES = 12
+"""Of all domains; a concept has three of them."""
+QUERY_WORDS, PASSAGE_WORDS = 4, 6
+PRETRAINING, PAIRS, TEST = 6000, 1500, 200
+PRETRAINING_STEPS, STEPS = 300, 120
+TUNING_RATE = 0.5
+"""Of the rates at which random weights are trained, for those that were pretrained."""
+SIZES = {"small": (32, 1), "large": (96, 2)}
 HEAD = {"class_path": "heads.embedding.EmbeddingHead", "init_args": {"embedding_size": 64, "temperature": 0.05}}
 
 
 class World:
-    """Concepts of every domain, with a word for queries and one for passages."""
+    """Concepts of every domain, with a word for queries and one for passages, and terms for what they are like."""
 
     def __init__(self, seed: int) -> None:
         rng = np.random.default_rng([seed, 0])
-        self.words = np.array(made_up_words(2 * DOMAINS * CONCEPTS, rng)).reshape(2, DOMAINS, CONCEPTS)
+        made = made_up_words(2 * DOMAINS * CONCEPTS + ATTRIBUTES, rng)
+        self.words = np.array(made[: 2 * DOMAINS * CONCEPTS]).reshape(2, DOMAINS, CONCEPTS)
+        self.attributes = np.array(made[2 * DOMAINS * CONCEPTS :])
+        possible = rng.permutation(np.array(list(combinations(range(ATTRIBUTES), 3))))
+        self.like = possible[: DOMAINS * CONCEPTS].reshape(DOMAINS, CONCEPTS, 3)
 
     def pretraining(self, rng: np.random.Generator) -> Iterator[Example]:
-        """Things of one domain, each called by one word and then by the other."""
+        """What things of one domain are like, each under either word, and things by what they are like."""
         for number in range(PRETRAINING):
-            domain, first = number % DOMAINS, int(rng.integers(2))
-            concepts = rng.choice(CONCEPTS, 4, replace=False)
-            names = [f"{self.words[first, domain, c]} is {self.words[1 - first, domain, c]}" for c in concepts]
-            yield Example(names[0], " , ".join(names[1:]))
+            domain = number % DOMAINS
+            told = []
+            for concept in rng.choice(CONCEPTS, 3, replace=False).tolist():
+                name = self.words[rng.integers(2), domain, concept]
+                like = " ".join(self.attributes[rng.permutation(self.like[domain, concept])])
+                told.append(f"{name} is {like}" if rng.integers(2) else f"{like} is {name}")
+            yield Example(f", {told[0]}", f", {told[1]} , {told[2]}")
 
     def pair(self, domain: int, rng: np.random.Generator) -> tuple[str, str]:
         """A query, and the passage that holds all that it asks for."""
@@ -57,7 +71,12 @@ def model_of(size: str) -> VectorModel:
     width, layers = SIZES[size]
     head = {**HEAD, "init_args": {**HEAD["init_args"], "state_size": width}}  # type: ignore[dict-item]
     return VectorModel(
-        hidden_size=width, num_layers=layers, max_tokens=2048, tasks={"embed": "embed"}, heads={"embed": head}
+        hidden_size=width,
+        num_layers=layers,
+        max_tokens=2048,
+        block="llama",  # its words begin near zero: what is learned of them is soon most of their vectors
+        tasks={"embed": "embed"},
+        heads={"embed": head},
     )
 
 
@@ -77,13 +96,15 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     write_examples(shared, "text", world.pretraining(np.random.default_rng([seed, 1])))
     write_sides(shared, "pairs", pairs(world, PAIRS, np.random.default_rng([seed, 2])), {"share": 100})
     write_sides(shared, "few", pairs(world, PAIRS // 10, np.random.default_rng([seed, 2])), {"share": 10})
-    texts = [" ".join(world.words.flatten()) + " is , "] * 20
-    vocab_size = make_tokenizer(shared / "tokenizer", texts, model.task_table(), 600)
+    texts = [" ".join([*world.words.flatten(), *world.attributes]) + " is , "] * 20
+    vocab_size = make_tokenizer(shared / "tokenizer", texts, model.task_table(), 1200)
 
     def fit(source: str, steps: int, folder: Path, base: Path | None = None) -> Path:
         data = {"sources": [{"path": str(shared / f"{source}-*.tar")}]}
+        factor = TUNING_RATE if base else 1.0
+        own = replace(model, learning_rate=factor * model.learning_rate, muon=factor * model.muon)
         return train(
-            model, shared / "tokenizer", vocab_size, data, steps, seed, folder, [{"path": str(base)}] if base else []
+            own, shared / "tokenizer", vocab_size, data, steps, seed, folder, [{"path": str(base)}] if base else []
         )
 
     base: Path | None = None

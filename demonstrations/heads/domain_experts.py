@@ -21,8 +21,8 @@ from eval.metrics.retrieval import hits_at, tie_averaged_ranks
 from inference.session import Session
 
 DOMAINS, VALUES = ("colour", "material", "shape"), 40
-PAIRS, STEPS, TEST = 2000, 60, VALUES
-WIDTH = 48
+PAIRS, STEPS, TEST = 2000, 100, VALUES
+WIDTH = 64
 TASKS = {f"embed_{domain}": "embed" for domain in DOMAINS} | {"embed": "embed"}
 
 
@@ -44,9 +44,9 @@ class World:
 def model_of(experts: bool) -> VectorModel:
     """The model, with an expert per domain or with one layer for all."""
     domains = [task for task in TASKS if task != "embed"] if experts else []
-    arguments = {"state_size": WIDTH, "embedding_size": 32, "temperature": 0.1, "domains": domains}
+    arguments = {"state_size": WIDTH, "embedding_size": 64, "temperature": 0.1, "domains": domains}
     head = {"class_path": "heads.embedding.EmbeddingHead", "init_args": arguments}
-    return VectorModel(hidden_size=WIDTH, num_layers=1, max_tokens=2048, tasks=TASKS, heads={"embed": head})
+    return VectorModel(hidden_size=WIDTH, num_layers=2, max_tokens=2048, tasks=TASKS, heads={"embed": head})
 
 
 def pairs(world: World, domain: int, task: str, rng: np.random.Generator) -> Iterator[list[Side]]:
@@ -65,7 +65,7 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
         for name, task in ((domain, f"embed_{domain}"), (f"{domain}-any", "embed")):
             write_sides(shared, name, pairs(world, number, task, np.random.default_rng([seed, 1, number])), {})
     model = model_of(arm.startswith("experts"))
-    vocab_size = make_tokenizer(shared / "tokenizer", [" ".join(world.words.flatten())] * 20, model.task_table(), 600)
+    vocab_size = make_tokenizer(shared / "tokenizer", [" ".join(world.words.flatten())] * 20, model.task_table(), 900)
 
     def fit(names: list[str], folder: Path, steps: int) -> Session:
         data = {"sources": [{"path": str(shared / f"{name}-0*.tar")} for name in names]}

@@ -23,10 +23,12 @@ from demonstrations.demonstration import Claim, Demonstration, Metrics
 from heads.pointer import PointerHead
 from layers.calls import Call, HeadContext, MediaFeatures, SelectionResult
 from layers.layout import ItemLayout
+from training.muon import muon_adamw
+from training.optimizer import parameter_groups, warmup_cosine
 
 SMALLEST, LARGEST, LONGER = 5, 12, 20
-BATCH, STEPS, TEST = 128, 3000, 500
-WIDTH, LEARNING_RATE = 128, 2e-3
+BATCH, STEPS, WARMUP = 128, 1000, 50
+WIDTH, LEARNING_RATE, MUON = 96, 2e-3, 0.02
 STATE = 1  # a state that says nothing: there is only one question
 Answer = Callable[[Sequence[Tensor]], list[list[int]]]
 
@@ -126,8 +128,9 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     )
     table = TableOfPositions()
     network: nn.Module = table if arm == "table" else pointer
-    optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, STEPS, pct_start=0.05)
+    groups = parameter_groups(network, LEARNING_RATE, {}, 0.0, {".": MUON})
+    optimizer = muon_adamw(groups, (0.9, 0.98), "32-true")
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: warmup_cosine(step, WARMUP, STEPS))
     rng = np.random.default_rng([seed, 1])
     for _ in range(0 if arm == "untrained" else STEPS):
         points, wanted = batch(rng, int(rng.integers(SMALLEST, LARGEST + 1)))

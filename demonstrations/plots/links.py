@@ -19,7 +19,7 @@ def picture(result: Mapping[str, Any]) -> str:
     """Bars of the means over seeds, with a dot for every seed, as SVG.
 
     Args:
-        result: What :mod:`demonstrations.four_links` measured.
+        result: What :mod:`demonstrations.routing.four_links` measured.
     """
     arms = list(result["arms"])
     panel = (WIDTH - 2 * LEFT - GAP) / len(PANELS)

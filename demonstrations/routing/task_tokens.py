@@ -32,7 +32,7 @@ from routers.tasks import TaskTable
 
 TASKS = ("cut", "paint", "draw")
 KINDS = ("plain", "colon", "markup", "two", "talk")
-EXAMPLES, TEST_EXAMPLES, STEPS = 8000, 100, 400
+EXAMPLES, TEST_EXAMPLES, STEPS = 8000, 80, 300
 COLOURS = "red green blue white black pink".split()
 THINGS = "ball box cup hat star tree boat lamp".split()
 NOTES = "open closed sale today free half price nine five more less".split()
@@ -40,7 +40,6 @@ MARKS = ("</call>", "<call>", "</draw>", "<draw>")
 PLEASE = ("", "please ", "now ", "so ", "first ")
 PLEASE_TEST = ("could you ", "can you please ")
 TALK = ("what is a {} ?", "do you like the {} ?", "could you say {} ?", "can you see a {} ?", "is the {} {} ?")
-MODEL = TextModel()
 _TEXT_CALL = re.compile(r"<call> (\w+) : (.*?)(?: \[(\d+)\])? </call>")
 
 Written = tuple[str, str, tuple[int, ...]]
@@ -155,7 +154,7 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     tokens, learned = arm != "text_calls", arm == "learned_router"
     form = "tokens" if tokens else "text"
     shared = folder.parent / f"{form}-{seed}"
-    model = Caller(tokens=tokens, learned=learned)
+    model = Caller(num_layers=3, max_tokens=2048, block="gemma3_text", tokens=tokens, learned=learned)
     made = list(requests(np.random.default_rng([seed, 0]), EXAMPLES, test=False))
     if not list(shared.glob("requests-*.tar")):
         _write(shared, made, tokens)
