@@ -29,6 +29,7 @@ FOLDERS = {
         "pointing_at_hulls",
         "ground_resolution",
     ),
+    "training": ("lora_experts", "balanced_gradients", "two_stage_gate", "graph_matching"),
 }
 PLACES = {name: folder for folder, names in FOLDERS.items() for name in names}
 NAMES = tuple(PLACES)

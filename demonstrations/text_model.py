@@ -27,11 +27,24 @@ _PRELOADED = ["demonstrations.text_model", "training.cli", "training.recipe", "d
 
 @dataclass(frozen=True)
 class Example:
-    """A question with its answer, and the tags by which mixtures select it."""
+    """A question with its answer.
+
+    Args:
+        question: What the user says.
+        answer: The reply.
+        meta: Tags by which mixtures select it.
+        context: What stands before the question, in a turn of the system; empty for no such turn.
+    """
 
     question: str
     answer: str
     meta: Mapping[str, Any] = field(default_factory=dict)
+    context: str = ""
+
+    def asked(self) -> tuple[Message, ...]:
+        """The turns before the reply."""
+        context = (Message("system", (Part("text", text=self.context),)),) if self.context else ()
+        return (*context, Message("user", (Part("text", text=self.question),)))
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,7 @@ class TextModel:
         muon: Muon's, for the hidden matrices.
         by_muon: Patterns of further matrices that Muon moves, such as those of projectors and heads.
         warmup_steps: Of every fit.
+        adapters: Arguments of the language model beside its size, such as ``lora``.
         block: Whose layers. In Gemma's words enter at unit scale, and queries and keys are normalised; in Llama's words
             begin at .02 and fade beside what layers add.
     """
@@ -57,6 +71,7 @@ class TextModel:
     muon: float = 0.02
     by_muon: tuple[str, ...] = ()
     warmup_steps: int = 30
+    adapters: Mapping[str, Any] = field(default_factory=dict)
     block: Block = "llama"
 
     def config(self, tokenizer: Path, vocab_size: int) -> dict[str, Any]:
@@ -79,7 +94,7 @@ class TextModel:
         return {
             "tokenizer": str(tokenizer),
             "tasks": {"tasks": []},
-            "language_model": {"model_type": self.block, "config": language_model},
+            "language_model": {"model_type": self.block, "config": language_model, **self.adapters},
             "encoders": {},
             "projectors": {},
             "heads": {},
@@ -103,10 +118,7 @@ def write_examples(directory: Path, prefix: str, examples: Iterable[Example], sp
         return
     with ShardWriter(directory, prefix, 5000) as writer:
         for number, example in enumerate(examples):
-            turns = (
-                Message("user", (Part("text", text=example.question),)),
-                Message("assistant", (Part("text", text=example.answer),)),
-            )
+            turns = (*example.asked(), Message("assistant", (Part("text", text=example.answer),)))
             key = f"{prefix}-{number:06d}"
             writer.write(Record(key, prefix, SOURCE, LICENSE, split, turns, meta=dict(example.meta)), {})
 
@@ -128,6 +140,7 @@ def train(
     folder: Path,
     init_from: Sequence[Mapping[str, Any]] = (),
     trainable: Sequence[str] = (".",),
+    changes: Mapping[str, Any] | None = None,
 ) -> Path:
     """One fit of a Generalist; returns the checkpoint.
 
@@ -141,6 +154,7 @@ def train(
         folder: The run's.
         init_from: What to go on from, as the recipe takes it.
         trainable: Patterns of the parameters that are trained.
+        changes: Arguments of the recipe beside these, or instead of them.
     """
     recipe: dict[str, Any] = {
         "generalist": model.config(tokenizer, vocab_size),
@@ -150,6 +164,7 @@ def train(
         "muon": dict.fromkeys([r"^language_model\..*(self_attn|mlp)\.", *model.by_muon], model.muon),
         "warmup_steps": model.warmup_steps,
         "seed": seed,
+        **(changes or {}),
     }
     config = {
         "model": {"class_path": "training.recipe.Recipe", "init_args": recipe},
@@ -206,13 +221,18 @@ def _run(config: Path, log: Path) -> None:
     runpy.run_path(sys.argv[0], run_name="__main__")
 
 
-def answers(checkpoint: Path, examples: Sequence[Example]) -> list[str]:
-    """The greedy replies."""
-    session = Session.from_pretrained(str(checkpoint), max_new_tokens=48, batch_size=100)
-    return [reply.text for reply in session.generate([Conversation.ask(item.question) for item in examples])]
+def open_session(checkpoint: Path) -> Session:
+    """A session that writes short greedy replies, many at a time."""
+    return Session.from_pretrained(str(checkpoint), max_new_tokens=48, batch_size=100)
 
 
-def exact_match(checkpoint: Path, examples: Sequence[Example]) -> list[bool]:
+def answers(model: Path | Session, examples: Sequence[Example]) -> list[str]:
+    """The greedy replies of a checkpoint or an open session."""
+    session = model if isinstance(model, Session) else open_session(model)
+    return [reply.text for reply in session.generate([Conversation(item.asked()) for item in examples])]
+
+
+def exact_match(model: Path | Session, examples: Sequence[Example]) -> list[bool]:
     """Whether each greedy reply is the answer."""
-    replies = answers(checkpoint, examples)
+    replies = answers(model, examples)
     return [reply.strip() == item.answer.strip() for reply, item in zip(replies, examples, strict=True)]

@@ -1,0 +1,1 @@
+"""Demonstrations of training recipes: stages, adapters, curricula and optimizers."""
