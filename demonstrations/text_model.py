@@ -17,10 +17,12 @@ from data.shards import ShardWriter
 from demonstrations.demonstration import ROOT
 from inference.conversation import Conversation
 from inference.session import Session
-from models.tokenizer import load_tokenizer, save_tokenizer, train_tokenizer
+from models.tokenizer import ROLES, load_tokenizer, save_tokenizer, train_tokenizer
 from routers.tasks import TaskTable
 
 SOURCE, LICENSE = "made by this demonstration", "CC0-1.0"
+LETTER_IDS = 256 + 2 + len(ROLES)
+"""Size of a tokenizer that never joins letters: an id per byte, and the control tokens."""
 Block = Literal["llama", "gemma3_text"]
 _PRELOADED = ["demonstrations.text_model", "training.cli", "training.recipe", "data.datamodule", "models.build"]
 

@@ -9,6 +9,7 @@ tested in two others.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
@@ -22,9 +23,11 @@ HELD_OUT = (3, 4)
 CONCEPTS = 24
 CLASSES = ("W", "X", "Y", "Z")
 LENGTH = 5
-PRETRAINING, TUNING, TEST = 16_000, 2_000, 200
-PRETRAINING_STEPS, TUNING_STEPS = 500, 60
-MODEL = TextModel()
+PRETRAINING, TUNING, TEST = 8_000, 2_000, 200
+PRETRAINING_STEPS, TUNING_STEPS = 400, 150
+MODEL = TextModel(num_layers=3, max_tokens=2048)
+TUNED = replace(MODEL, muon=0.01, warmup_steps=10)
+"""A lower rate: Muon moves every matrix by all of it, however little there is left to learn."""
 
 
 class World:
@@ -48,8 +51,8 @@ class World:
         return concepts
 
     def say(self, concepts: Sequence[int], language: int) -> str:
-        """A sentence in a language."""
-        return " ".join(self.words[language][list(concepts)])
+        """A sentence in a language, each word with a space before it: so it is one token wherever it stands."""
+        return "".join(f" {word}" for word in self.words[language][list(concepts)])
 
     def pretraining(self, rng: np.random.Generator, aligned: bool) -> Iterator[Example]:
         """Sentences to continue in their language and, if aligned, translations."""
@@ -58,9 +61,9 @@ class World:
             concepts, languages = self.sentence(rng), rng.permutation(LANGUAGES)
             first, second = int(languages[0]), int(languages[1])
             if aligned and number % 2:
-                yield Example(f"{second} : {self.say(concepts, first)}", self.say(concepts, second), tags)
+                yield Example(f"{second} :{self.say(concepts, first)}", f":{self.say(concepts, second)}", tags)
             else:
-                yield Example(self.say(concepts[:1], first), self.say(concepts[1:], first), tags)
+                yield Example(f"{first} :{self.say(concepts[:1], first)}", f":{self.say(concepts[1:], first)}", tags)
 
     def task(self, languages: Sequence[int], count: int, rng: np.random.Generator) -> Iterator[Example]:
         """Name the class of every word."""
@@ -68,7 +71,11 @@ class World:
             language, concepts = languages[number % len(languages)], self.sentence(rng)
             names = " ".join(CLASSES[self.classes[concept]] for concept in concepts)
             tags = {"stage": "task", "languages": len(languages)}
-            yield Example(f"class : {self.say(concepts, language)}", names, tags)
+            yield Example(f"class :{self.say(concepts, language)}", f": {names}", tags)
+
+    def tokens(self) -> list[str]:
+        """Text of which a tokenizer makes one token per word."""
+        return [*(self.say(range(CONCEPTS), language) for language in range(LANGUAGES)), "class : W X Y Z"]
 
 
 def measure(arm: str, seed: int, folder: Path) -> Metrics:
@@ -80,26 +87,25 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     for count in (1, 2, 3):
         made = world.task(range(count), TUNING, np.random.default_rng([seed, 2, count]))
         write_examples(shared, f"task{count}", made)
-    texts = [*(" ".join(words) for words in world.words), "class : " + " ".join(CLASSES)]
-    vocab_size = make_tokenizer(shared / "tokenizer", texts * 20)
+    vocab_size = make_tokenizer(shared / "tokenizer", world.tokens(), size=1000)
 
-    def fit(where: dict[str, object], steps: int, folder: Path, base: Path | None = None) -> Path:
+    def fit(model: TextModel, where: dict[str, object], steps: int, folder: Path, base: Path | None = None) -> Path:
         data = {"sources": [{"path": str(shared), "where": where}]}
         start = [] if base is None else [{"path": str(base)}]
-        return train(MODEL, shared / "tokenizer", vocab_size, data, steps, seed, folder, start)
+        return train(model, shared / "tokenizer", vocab_size, data, steps, seed, folder, start)
 
     kind = "monolingual" if arm == "tuned_1_not_aligned" else "aligned"
     base = folder.parent / f"pretrained-{kind}-{seed}"
     checkpoint = base / "checkpoint"
     if not checkpoint.is_dir():
-        fit({"stage": kind}, PRETRAINING_STEPS, base)
+        fit(MODEL, {"stage": kind}, PRETRAINING_STEPS, base)
     if arm != "untuned":
         where = {"stage": "task", "languages": int(arm.split("_")[1])}
-        checkpoint = fit(where, TUNING_STEPS, folder, checkpoint)
+        checkpoint = fit(TUNED, where, TUNING_STEPS, folder, checkpoint)
     rng = np.random.default_rng([seed, 3])
     held_out = list(world.task(HELD_OUT, TEST, rng))
     tuned = list(world.task([0], TEST, rng))
-    classes = [name for item in held_out for name in item.answer.split()]
+    classes = [name for item in held_out for name in _words(item.answer)]
     return {
         "held_out_languages": _accuracy(checkpoint, held_out),
         "tuned_language": _accuracy(checkpoint, tuned),
@@ -107,12 +113,15 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
     }
 
 
+def _words(answer: str) -> list[str]:
+    return answer.removeprefix(":").split()
+
+
 def _accuracy(checkpoint: Path, items: Sequence[Example]) -> float:
     """Share of the words whose class is named at their place."""
     scores = []
     for item, reply in zip(items, answers(checkpoint, items), strict=True):
-        given = reply.split()
-        wanted = item.answer.split()
+        given, wanted = _words(reply.strip()), _words(item.answer)
         scores.append(fmean(place < len(given) and given[place] == name for place, name in enumerate(wanted)))
     return fmean(scores)
 

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from demonstrations import __main__ as runner
 from demonstrations import demonstration as module
 from demonstrations.demonstration import Claim, Demonstration, Metrics
-from demonstrations.mixtures.crosslingual_transfer import LANGUAGES, World
-from demonstrations.mixtures.instruction_diversity import examples, rules
 
 
 @pytest.mark.parametrize("name", runner.NAMES)
@@ -78,27 +75,3 @@ def test_what_does_not_hold_is_kept_as_such(tmp_path: Path, monkeypatch: pytest.
     assert runner.main([*command, "--arms", "ours"]) == 1 and not kept.exists()  # half a result says nothing
     assert runner.main(command) == 1
     assert json.loads(kept.read_text())["holds"] is False
-
-
-def test_rewriting_replaces_the_first_occurrence_only() -> None:
-    chosen = rules(0)[:8]
-    assert len(set(rules(0))) == len(rules(0)) and rules(0) != rules(1)
-    for occurs in (True, False):
-        for item in examples(chosen, 60, np.random.default_rng(0), occurs):
-            pair, rest = item.question.split(" > ")
-            other, string = rest.split(" : ")
-            x, y, s, answer = (text.replace(" ", "") for text in (pair, other, string, item.answer))
-            assert (x in s) == occurs and (x, y) in chosen
-            assert answer == (s[: s.index(x)] + y + s[s.index(x) + len(x) :] if occurs else s)
-
-
-def test_languages_share_concepts_and_no_word() -> None:
-    world = World(0)
-    assert len(set(world.words.flatten())) == world.words.size and len(world.words) == LANGUAGES
-    made = list(world.task([0, 1], 4, np.random.default_rng(0)))
-    assert {len(item.answer.split()) for item in made} == {5}
-    pairs = [item for item in world.pretraining(np.random.default_rng(0), True) if ":" in item.question][:20]
-    for item in pairs:
-        language, words = item.question.split(" : ")
-        concepts = [int(np.argwhere((world.words == word).any(0))[0, 0]) for word in words.split()]
-        assert item.answer == world.say(concepts, int(language))
