@@ -6,11 +6,12 @@ import argparse
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ FOREIGN_LIMIT = 0.1
 
 @dataclass(frozen=True)
 class Arm:
-    """A command that prints one JSON object with its measurements as its last line.
+    """A command that prints one JSON object with its measurements, in a line of its own, the last of that kind.
 
     Args:
         name: Of the arm.
@@ -84,25 +85,71 @@ class Outcome:
         return list(dict.fromkeys(item.arm for item in self.rounds))
 
 
-def run_arms(arms: Sequence[Arm], rounds: int, console: Console, timeout: float = 1800) -> Outcome:
-    """Run every arm once per round, in turn, so that a drift of the machine hits all alike.
+def run_arms(
+    arms: Sequence[Arm], rounds: int, console: Console, timeout: float = 1800, optional: Collection[str] = ()
+) -> Outcome:
+    """Run every arm once per round, in turn, so that a drift of the machine hits all alike; tell each that is through.
+
+    Args:
+        arms: The arms.
+        rounds: Of all arms.
+        console: Where to tell.
+        timeout: Seconds that an arm may take.
+        optional: Names of arms that are left out, with a word, where they fail.
 
     Raises:
-        RuntimeError: If an arm fails; the message ends with what it wrote.
+        RuntimeError: If another arm fails; the message ends with what it wrote.
     """
     outcome = Outcome()
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    failed: set[str] = set()
     for number in range(rounds):
-        for arm in arms:
-            console.print(f"round {number + 1}/{rounds}: {arm.name}", end="\r")
-            command = [arm.python, str(ROOT / "benchmarks" / arm.script), *arm.arguments]
+        for arm in (arm for arm in arms if arm.name not in failed):
             watch = Watch()
-            result = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=timeout)
-            if result.returncode:
-                raise RuntimeError(f"arm '{arm.name}' failed with status {result.returncode}:\n{result.stderr[-2000:]}")
-            values = json.loads(result.stdout.strip().splitlines()[-1])
+            try:
+                values = _run(arm, timeout)
+            except RuntimeError as error:
+                if arm.name not in optional:
+                    raise
+                console.print(f"left out: {error}", markup=False, highlight=False)
+                failed.add(arm.name)
+                outcome.rounds = [item for item in outcome.rounds if item.arm != arm.name]
+                continue
             outcome.rounds.append(Round(arm.name, number, values, watch.foreign()))
+            console.print(f"round {number + 1} of {rounds}: {arm.name}, {watch.seconds:.0f} s", highlight=False)
     return outcome
+
+
+def _run(arm: Arm, timeout: float) -> dict[str, Any]:
+    """What an arm measured; ends with whatever it started.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    command = [arm.python, str(ROOT / "benchmarks" / arm.script), *arm.arguments]
+    with subprocess.Popen(
+        command,
+        cwd=ROOT,
+        env=variables,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that its workers can be ended with it
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                raise RuntimeError(f"arm '{arm.name}' took longer than {timeout:.0f} s") from None
+            raise
+    if process.returncode:
+        raise RuntimeError(f"arm '{arm.name}' failed with status {process.returncode}:\n{errors[-2000:]}")
+    for line in reversed(output.splitlines()):  # a library may have the last word
+        if line.startswith("{"):
+            values: dict[str, Any] = json.loads(line)
+            return values
+    raise RuntimeError(f"arm '{arm.name}': expected a line of JSON, got {output[-200:]!r}\n{errors[-2000:]}")
 
 
 def available(arms: Sequence[Arm], console: Console) -> list[Arm]:
@@ -156,6 +203,11 @@ class Watch:
 
     def __init__(self) -> None:
         self.started, self.busy, self.own = time.perf_counter(), _busy(), _ours()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.perf_counter() - self.started
 
     def foreign(self) -> float:
         """Their share since the start; 0 where the system does not tell."""

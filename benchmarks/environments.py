@@ -1,7 +1,7 @@
 """``python -m benchmarks.environments``: a virtual environment per rival, below ``benchmarks/.environments``.
 
 Each sees the packages of this one, so that torch is installed once and every arm decodes with the same; what a rival
-brings itself lies in front.
+brings itself lies in front. One that is there already, of the same versions, is left as it is.
 """
 
 from __future__ import annotations
@@ -24,15 +24,20 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "energon": (("megatron-energon",),),
 }
+_STAMP = "made-of"
 
 
 def make(name: str) -> Path:
-    """Make one environment; returns its folder.
+    """Make one environment, unless it is there; returns its folder.
 
     Raises:
         subprocess.CalledProcessError: If a package cannot be installed.
     """
-    folder = ENVIRONMENTS / name
+    folder, ours = ENVIRONMENTS / name, sysconfig.get_path("purelib")
+    facts = f"{sys.version}\n{ours}\n{PACKAGES[name]}\n"
+    stamp = folder / _STAMP
+    if stamp.is_file() and stamp.read_text() == facts:
+        return folder
     venv.create(folder, with_pip=True, clear=True)
     python = folder / "bin" / "python"
     place = subprocess.run(
@@ -41,23 +46,29 @@ def make(name: str) -> Path:
         capture_output=True,
         text=True,
     )
-    Path(place.stdout.strip(), "this-environment.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    Path(place.stdout.strip(), "this-environment.pth").write_text(f"{ours}\n")
     for packages in PACKAGES[name]:
         subprocess.run([python, "-m", "pip", "install", "--disable-pip-version-check", "-q", *packages], check=True)
+    stamp.write_text(facts)
     return folder
 
 
 def main() -> int:
-    """Make those that are asked for."""
+    """Make those that are asked for; status 1 if none could be made."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.environments", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {', '.join(PACKAGES)} (all)")
     names = parser.parse_args().names or list(PACKAGES)
     unknown = sorted(set(names) - set(PACKAGES))
     if unknown:
         parser.error(f"expected some of {list(PACKAGES)}, got {unknown}")
+    failed = []
     for name in names:
-        print(f"{name}: {make(name)}", flush=True)
-    return 0
+        try:
+            print(f"{name}: {make(name)}", flush=True)
+        except subprocess.CalledProcessError as error:
+            print(f"{name}: cannot be made, status {error.returncode} of {error.cmd[-1]}", file=sys.stderr, flush=True)
+            failed.append(name)
+    return 1 if len(failed) == len(names) else 0
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from routers.tasks import TaskTable
 SIDE = 224
 SECONDS = 10
 SAMPLE_RATE = 16_000
-PER_SHARD = {"image": 512, "audio": 64}
+PER_SHARD = {"image": 128, "audio": 64}
 TASKS: dict[str, Any] = {
     "num_bins": 1000,
     "tasks": [{"name": "ground", "head": "boxes", "needs": ["image"], "payload": ["prompt", "regions"]}],
@@ -30,25 +31,25 @@ _WORDS = (
 ).split()
 
 
-def write_corpus(directory: Path, kind: str, samples: int, seed: int = 0, per_shard: int | None = None) -> None:
-    """Write ``DIR/KIND/tar`` unless it is there already, and the tokenizer.
+def write_corpus(directory: Path, kind: str, samples: int, seed: int = 0) -> None:
+    """Write ``DIR/KIND/tar`` unless it is there already, and the tokenizer; another number of samples replaces it.
 
     Args:
         directory: Of the benchmark's data.
         kind: "image" (JPEG, 224 pixels, quality 90) or "audio" (FLAC, 10 seconds, 16 kHz).
         samples: How many.
         seed: Everything follows from it.
-        per_shard: Samples per shard, if not the usual number.
     """
     if not (directory / "tokenizer" / "tokenizer.json").is_file():
         words = [" ".join(_WORDS)] * 4
         save_tokenizer(train_tokenizer(words, 512, TaskTable.from_dict(TASKS)), directory / "tokenizer")
-    done = directory / kind / f"of-{samples}"
+    done = directory / kind / f"{samples}-samples-{PER_SHARD[kind]}-per-shard"
     if done.is_file():
         return
+    shutil.rmtree(directory / kind, ignore_errors=True)  # what rivals made of another corpus, too
     rng = np.random.default_rng(seed)
     photographs = _photographs() if kind == "image" else []
-    with ShardWriter(directory / kind / "tar", "shard", per_shard or PER_SHARD[kind]) as writer:
+    with ShardWriter(directory / kind / "tar", "shard", PER_SHARD[kind]) as writer:
         for number in range(samples):
             draft = Draft(f"{kind}_{number:06d}", kind, Origin("made for a benchmark", "CC0-1.0", "train"))
             if kind == "image":

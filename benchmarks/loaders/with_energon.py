@@ -34,7 +34,7 @@ class Decoded(Sample):
 class Encoder(DefaultTaskEncoder):
     """Cooks crude samples with the common decoder."""
 
-    decoder = None  # its own would give floats
+    decoder = None  # its own, through PIL too, would give floats
 
     def __init__(self, decode: Decoder, name: str) -> None:
         super().__init__()
@@ -90,8 +90,7 @@ def main() -> None:
     if args.prepare:
         prepare(args.data / args.kind / "tar", directory)
         return
-    encoder = Encoder(Decoder(args.data, args.kind), MEDIA[args.kind])
-
+    encoder = Encoder(Decoder(args.data, args.kind, through_pil=True), MEDIA[args.kind])
     dataset = get_train_dataset(
         directory,
         worker_config=WorkerConfig(rank=0, world_size=1, num_workers=WORKERS),

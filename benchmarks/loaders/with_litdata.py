@@ -36,7 +36,7 @@ def main() -> None:
         optimize(fn=_both, inputs=samples, output_dir=str(directory), chunk_bytes="64MB", num_workers=1)
         return
     loader = StreamingDataLoader(
-        Samples(str(directory), Decoder(args.data, args.kind)),
+        Samples(str(directory), Decoder(args.data, args.kind)),  # torchvision, as its own serialiser of JPEG takes
         batch_size=BATCH,
         num_workers=WORKERS,
         collate_fn=collate,

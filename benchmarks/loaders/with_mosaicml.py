@@ -33,7 +33,7 @@ def main() -> None:
             for media, text in raw_samples(args.data, args.kind):
                 writer.write({"media": media, "text": text})
         return
-    dataset = Samples(str(directory), Decoder(args.data, args.kind))
+    dataset = Samples(str(directory), Decoder(args.data, args.kind, through_pil=True))  # as its columns of "jpeg" do
     loader: DataLoader[Any] = DataLoader(
         dataset, batch_size=BATCH, num_workers=WORKERS, collate_fn=collate, persistent_workers=True
     )

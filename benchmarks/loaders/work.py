@@ -1,7 +1,8 @@
 """What every loader's arm does with a sample, and how an arm is timed.
 
-A sample is a record: a picture or a clip, a question, an answer and a box. An arm decodes the media to uint8 pixels or
-to floats, tokenises the text, and delivers batches to the trainer's process. The rivals' arms import nothing of
+A sample is a record: a picture or a clip, a question, an answer and a box. An arm gives the media as uint8 pixels or as
+floats, tokenises the text, and delivers batches to the trainer's process. Sound is decoded by soundfile in every arm;
+pictures by what each library's own documentation has for them, see :class:`Decoder`. The rivals' arms import nothing of
 Switchyard, so that each runs in an environment of its own.
 """
 
@@ -24,6 +25,8 @@ BATCH = 64
 WORKERS = 2
 MEDIA = {"image": "photo.jpg", "audio": "clip.flac"}
 RESOLUTION = 1 << 15
+_WEIGHED = (4, 20)
+"""Batches of the timed epoch after which memory is looked at; the clock stands meanwhile."""
 
 
 def arguments() -> argparse.Namespace:
@@ -33,33 +36,53 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--kind", choices=tuple(MEDIA), default="image")
     parser.add_argument("--prepare", action="store_true", help="write the loader's own format and stop")
     parser.add_argument("--sources", type=int, default=1, help="ours only: the shards as so many sources")
+    parser.add_argument("--torchvision", action="store_true", help="webdataset only: torchvision decodes its pictures")
     return parser.parse_args()
 
 
 class Decoder:
-    """Media and text of a sample, decoded; the tokenizer is read in the worker that first needs it."""
+    """Media and text of a sample, decoded; the tokenizer is read in the worker that first needs it.
 
-    def __init__(self, data: Path, kind: str) -> None:
+    Args:
+        data: Folder of the corpora.
+        kind: "image" or "audio".
+        through_pil: Pictures go through PIL, as webdataset, mosaicml-streaming and megatron-energon have them, and not
+            through torchvision, as litdata does.
+    """
+
+    def __init__(self, data: Path, kind: str, through_pil: bool = False) -> None:
         self.path, self.kind = str(data / "tokenizer" / "tokenizer.json"), kind
+        self.through_pil = through_pil
         self._tokenizer: Any = None
 
-    def __call__(self, media: bytes, text: bytes) -> dict[str, Any]:
-        """``media`` (3, H, W) uint8 or (samples,) float32, ``ids`` of question and answer, and ``box``."""
-        record = json.loads(text)
+    def __call__(self, media: bytes | torch.Tensor, text: bytes | dict[str, Any]) -> dict[str, Any]:
+        """``media`` (3, H, W) uint8 or (samples,) float32, ``ids`` of question and answer, and ``box``.
+
+        Args:
+            media: The file, or what the loader has decoded already.
+            text: The record, likewise.
+        """
+        record = json.loads(text) if isinstance(text, bytes) else text
         question, answer = (message["content"] for message in record["messages"])
         ids = self.tokenizer.encode(question[-1]["text"] + answer[0]["text"]).ids
         box = record["targets"]["place"]["value"] if self.kind == "image" else [0.0] * 4
-        return {"media": self.media(media), "ids": torch.tensor(ids), "box": torch.tensor(box)}
+        decoded = self.media(media) if isinstance(media, bytes) else media
+        return {"media": decoded, "ids": torch.tensor(ids), "box": torch.tensor(box)}
 
     def media(self, data: bytes) -> torch.Tensor:
         """The media alone."""
-        if self.kind == "image":
-            from torchvision.io import ImageReadMode, decode_jpeg
+        if self.kind == "audio":
+            import soundfile
 
-            return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
-        import soundfile
+            return torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
+        if self.through_pil:
+            from PIL import Image
+            from torchvision.transforms.functional import pil_to_tensor
 
-        return torch.from_numpy(soundfile.read(io.BytesIO(data), dtype="float32")[0])
+            return pil_to_tensor(Image.open(io.BytesIO(data)).convert("RGB"))
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        return decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), ImageReadMode.RGB)
 
     @property
     def tokenizer(self) -> Any:
@@ -107,29 +130,34 @@ def fingerprint(media: torch.Tensor) -> tuple[int, int]:
 def measure(epoch: Callable[[], Iterator[torch.Tensor]], package: str) -> None:
     """Go through one epoch to warm up and one to be timed; print what came out as JSON.
 
+    The clock starts with the first batch of the timed epoch, and counts the others: some loaders begin every epoch
+    anew, and some are one stream whose workers have gone on meanwhile.
+
     Args:
         epoch: Starts an epoch of stacked media.
         package: The loader's, for its version.
     """
     for _ in epoch():
         pass
-    started, samples, total, memory = time.perf_counter(), 0, 0, 0.0
-    for number, media in enumerate(epoch()):
+    batches = epoch()
+    first, total = fingerprint(next(batches))
+    started, samples, memory = time.perf_counter(), first, 0.0
+    for number, media in enumerate(batches, 1):
         count, value = fingerprint(media)
         samples, total = samples + count, total + value
-        if number == 20:
+        if number in _WEIGHED:
             paused = time.perf_counter()
-            memory = resident_mib()
+            memory = max(memory, resident_mib())
             started += time.perf_counter() - paused
     seconds = time.perf_counter() - started
     result = {
-        "samples_per_second": samples / seconds,
+        "samples_per_second": (samples - first) / seconds,
         "samples": samples,
         "fingerprint": total,
         "memory_mib": memory,
         "versions": {name: _version(name) for name in ("torch", "torchvision", package)},
     }
-    print(json.dumps(result))
+    print(json.dumps(result), flush=True)
 
 
 def resident_mib() -> float:
