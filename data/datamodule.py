@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
+from rich.progress import track
 
 from data.features import FeatureLookup
-from data.index import ensure_index
+from data.index import ShardReader, ensure_index, ensure_lengths
 from data.mixtures import Mixture, PackSchedule, Source
 from data.quarantine import Quarantine
 from data.shards import expand
@@ -113,11 +115,19 @@ class PackedDataModule(LightningDataModule):
         self.plan, self._train, self._val = plan, None, None
 
     def prepare_data(self) -> None:
-        """Index shards that have no index yet, once per machine."""
-        for key, sources in ((_SOURCES, self.sources if self.reading == "indexed" else []), (_VAL, self.val_sources)):
-            for number, source in enumerate(sources):
-                for path in shards_of(source, f"{key}[{number}]"):
-                    ensure_index(path)
+        """Index shards that have no index yet, and measure their samples, once per machine."""
+        indexed = self.sources if self.reading == "indexed" else []
+        paths = [
+            path
+            for key, sources in ((_SOURCES, indexed), (_VAL, self.val_sources))
+            for number, source in enumerate(sources)
+            for path in shards_of(source, f"{key}[{number}]")
+        ]
+        reader = ShardReader()
+        for path in track(paths, "indexing shards", transient=True, disable=not sys.stderr.isatty()):
+            index = ensure_index(path)
+            if self.plan is not None:
+                ensure_lengths(index, self.plan, reader)
 
     def setup(self, stage: str) -> None:
         """Look at what is there before a model is loaded for it: too long samples, sources without any."""

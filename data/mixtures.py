@@ -18,7 +18,8 @@ import numpy as np
 from data.packing import plan_packs
 
 Allowed = Any
-"""What a field may be: a value, a list of values, or ``{min, max}`` of a number, each end optional."""
+"""What a field may be: a value, a list of values, or a range of numbers: ``min`` or ``above``, ``max`` or ``below``."""
+_RANGE = frozenset(("min", "max", "above", "below"))
 
 
 @dataclass
@@ -29,7 +30,8 @@ class Source:
         path: Directory, glob, brace pattern or address of shards, or several.
         weight: How often a round of the stream takes each sample on average: 1 once, 2 twice, 0.5 every second one.
         tasks: Only records of these tasks (the record's own ``task``); None takes all.
-        where: Only records whose ``meta`` has these fields: a value, a list of values, or ``{min, max}``.
+        where: Only records whose ``meta`` has these fields: a value, a list of values, or a range of numbers, with
+            ``min`` and ``max`` as its ends or between ``above`` and ``below``; one end suffices.
         max_samples: Use no more than so many samples, the same ones in every run.
         name: For curricula and logs; the path by default.
     """
@@ -47,8 +49,9 @@ class Source:
         if self.max_samples is not None and self.max_samples < 1:
             raise ValueError(f"source '{self.path}' max_samples: expected at least 1, got {self.max_samples}")
         for name, allowed in (self.where or {}).items():
-            if isinstance(allowed, Mapping) and not (allowed and set(allowed) <= {"min", "max"}):
-                raise ValueError(f"source '{self.path}' where '{name}': expected min and max, got {sorted(allowed)}")
+            if isinstance(allowed, Mapping) and not (allowed and set(allowed) <= _RANGE):
+                wanted = f"some of {sorted(_RANGE)}"
+                raise ValueError(f"source '{self.path}' where '{name}': expected {wanted}, got {sorted(allowed)}")
 
     @property
     def title(self) -> str:
@@ -65,7 +68,9 @@ class Source:
 def _allowed(value: Any, allowed: Allowed) -> bool:
     if isinstance(allowed, Mapping):
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        return numeric and allowed.get("min", -math.inf) <= value <= allowed.get("max", math.inf)
+        if not numeric or not allowed.get("min", -math.inf) <= value <= allowed.get("max", math.inf):
+            return False
+        return allowed.get("above", -math.inf) < value < allowed.get("below", math.inf)
     return value in allowed if isinstance(allowed, list) else value == allowed
 
 

@@ -6,10 +6,12 @@ import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Literal
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.render import IGNORED, Rendered
 from layers.batch import PADDING, Batch, HeadCall, MediaBatch
@@ -55,7 +57,7 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
     if not samples or any(not sample.input_ids for sample in samples):
         lengths = [len(sample.input_ids) for sample in samples]
         raise ValueError(f"pack: expected samples of at least one token, got lengths {lengths}")
-    input_ids, labels, positions = list[int](), list[int](), list[int]()
+    input_ids, labels = list[int](), list[int]()
     segments = [len(sample.input_ids) for sample in samples]
     media = _pack_media(samples, plan)
     calls, counts = _pack_calls(samples)
@@ -63,7 +65,6 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
     for sample, length in zip(samples, segments, strict=True):
         input_ids += sample.input_ids
         labels += sample.labels
-        positions += range(length)
         counts[TOKEN_LOSS] += length - 1 - sample.labels[1:].count(IGNORED)
     if plan.with_routing:
         counts[ROUTER_LOSS] = counts[TOKEN_LOSS] - sum(_num_labels_within(sample) for sample in samples)
@@ -77,13 +78,12 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         input_ids += [pad_id] * padding
         labels += [IGNORED] * padding
-        positions += range(padding)
         segments, keys = [*segments, padding], [*keys, PADDING]
         instructions += instructions[:1]  # as many as segments; nothing is learned from padding
     return Batch(
-        input_ids=torch.tensor([input_ids]),
-        labels=torch.tensor([labels]),
-        position_ids=torch.tensor([positions]),
+        input_ids=_numbers(input_ids)[None],
+        labels=_numbers(labels)[None],
+        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in segments]))[None],
         segment_lengths=segments,
         media=media,
         calls=calls,
@@ -91,6 +91,11 @@ def pack(samples: Sequence[Rendered], plan: BatchPlan, pad_to: int | None = None
         counts=counts,
         instructions=instructions,
     )
+
+
+def _numbers(values: list[int]) -> Tensor:
+    """(N,) int64; half as long as by way of torch."""
+    return torch.from_numpy(np.array(values, dtype=np.int64))
 
 
 def _num_labels_within(sample: Rendered) -> int:
@@ -115,8 +120,8 @@ def _pack_media(samples: Sequence[Rendered], plan: BatchPlan) -> dict[str, Media
             items=[item.inputs for item in items],
             layout=Layout([item.layout for item in items]),
             token_lengths=[len(item.positions) for item in items],
-            segments=torch.tensor(segments),
-            positions=torch.tensor(positions, dtype=torch.int64),
+            segments=_numbers(segments),
+            positions=_numbers(positions),
             originals=[item.original for item in items if item.original is not None],
         )
     return media
@@ -250,51 +255,88 @@ class _BalancedBins:
         self.capacity, self.max_work = capacity, max_work
         self.contents: list[list[int]] = []
         self.closed: list[int] = []
-        self.open = np.empty(0, dtype=np.int64)  # ids, with the tokens and the work of each
-        self.tokens = np.empty(0, dtype=np.int64)
-        self.work = np.empty(0, dtype=np.int64)
+        self.open: list[int] = []  # ids, with the tokens and the work of each
+        self.tokens: list[int] = []
+        self.work: list[int] = []
 
     def fill(self, indices: np.ndarray, sizes: np.ndarray, work: np.ndarray) -> None:
         """Spread the work over as many packs as the samples need, then fill these up."""
-        room = (self.capacity - self.tokens).sum()
-        self._open(max(0, math.ceil((sizes.sum() - room) / (self.capacity * _FILL))))
-        for place in np.argsort(-work, kind="stable").tolist():
-            self._add(int(indices[place]), int(sizes[place]), int(work[place]))
+        room = len(self.open) * self.capacity - sum(self.tokens)
+        self._open(max(0, math.ceil((int(sizes.sum()) - room) / (self.capacity * _FILL))))
+        order = np.argsort(-work, kind="stable")
+        samples = list(zip(indices[order].tolist(), sizes[order].tolist(), work[order].tolist(), strict=True))
+        num_working = int((work > 0).sum())
+        self._spread(samples[:num_working])
+        self._fill_up(samples[num_working:])
+
+    def _spread(self, samples: Sequence[tuple[int, int, int]]) -> None:
+        """Each into the pack with the least work that takes it."""
+        smallest = min((size for _, size, _ in samples), default=0)
+        heap = [(work, place) for place, work in enumerate(self.work)]
+        heapify(heap)
+        for index, size, work in samples:
+            passed = []
+            chosen = None
+            while heap and chosen is None:
+                place = heap[0][1]
+                if self.tokens[place] + size > self.capacity:
+                    entry = heappop(heap)
+                    if self.tokens[place] + smallest <= self.capacity:  # it may take a later one
+                        passed.append(entry)
+                elif self._may_work(place, work):
+                    chosen = heappop(heap)[1]
+                elif self.work[place]:
+                    break  # the others work more
+                else:
+                    passed.append(heappop(heap))
+            if chosen is None:
+                chosen = len(self.open)
+                self._open(1)
+            self._add(chosen, index, size, work)
+            for entry in (*passed, (self.work[chosen], chosen)):
+                heappush(heap, entry)
+
+    def _fill_up(self, samples: Sequence[tuple[int, int, int]]) -> None:
+        """Each into the fullest pack that takes it."""
+        rooms = sorted((self.capacity - tokens, place) for place, tokens in enumerate(self.tokens))
+        for index, size, work in samples:
+            found = bisect_left(rooms, (size, -1))
+            if found < len(rooms):
+                room, place = rooms.pop(found)
+            else:
+                room, place = self.capacity, len(self.open)
+                self._open(1)
+            self._add(place, index, size, work)
+            insort(rooms, (room - size, place))
 
     def close_full(self, keep: int) -> None:
         """Close the fullest packs; the ``keep`` emptiest wait for the next window."""
         surplus = max(len(self.open) - keep, 0)
-        self._close(np.argsort(-self.tokens, kind="stable")[:surplus])
+        self._close(sorted(range(len(self.open)), key=lambda place: -self.tokens[place])[:surplus])
 
     def finish(self) -> list[list[int]]:
-        self._close(np.arange(len(self.open)))
+        self._close(range(len(self.open)))
         return [self.contents[pack_id] for pack_id in sorted(self.closed) if self.contents[pack_id]]
 
-    def _add(self, index: int, size: int, work: int) -> None:
-        fits = self.tokens + size <= self.capacity
-        if self.max_work is not None and work:
-            fits &= (self.work + work <= self.max_work) | (self.tokens == 0)
-        places = np.flatnonzero(fits)
-        if len(places):
-            place = int(places[(self.work if work else -self.tokens)[places].argmin()])
-        else:
-            place = len(self.open)
-            self._open(1)
+    def _may_work(self, place: int, work: int) -> bool:
+        return self.max_work is None or self.work[place] + work <= self.max_work or not self.tokens[place]
+
+    def _add(self, place: int, index: int, size: int, work: int) -> None:
         self.tokens[place] += size
         self.work[place] += work
         self.contents[self.open[place]].append(index)
 
     def _open(self, count: int) -> None:
-        self.open = np.append(self.open, np.arange(len(self.contents), len(self.contents) + count))
-        self.tokens = np.append(self.tokens, np.zeros(count, dtype=np.int64))
-        self.work = np.append(self.work, np.zeros(count, dtype=np.int64))
+        self.open += range(len(self.contents), len(self.contents) + count)
+        self.tokens += [0] * count
+        self.work += [0] * count
         self.contents += [[] for _ in range(count)]
 
-    def _close(self, places: np.ndarray) -> None:
-        self.closed += self.open[places].tolist()
-        self.open, self.tokens, self.work = (
-            np.delete(values, places) for values in (self.open, self.tokens, self.work)
-        )
+    def _close(self, places: Sequence[int]) -> None:
+        self.closed += (self.open[place] for place in places)
+        left = set(range(len(self.open))).difference(places)
+        for values in (self.open, self.tokens, self.work):
+            values[:] = [value for place, value in enumerate(values) if place in left]
 
 
 def merge_counts(packs: Sequence[Batch]) -> dict[str, int]:

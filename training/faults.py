@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from data.stream.whereabouts import places_of
 from layers.batch import Batch
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT}
 _NO_MEMORY = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
-_WORKER = re.compile(r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) (is killed by signal: [^.]*|exited unexpectedly.*)")
+_WORKER = re.compile(
+    r"DataLoader worker \(pid\(?s?\)? ?([\d, ]+)\) ((?:is killed by signal: |exited unexpectedly)[^.]*)"
+)
 
 
 class TrainingFaultError(RuntimeError):
@@ -58,9 +61,10 @@ def explained(error: BaseException) -> TrainingFaultError | None:
         if is_out_of_memory(cause):
             return OutOfMemoryError(f"out of memory: {_first_line(cause)}")
         if found := _WORKER.search(str(cause)):
+            place = "".join(f", at {place}" for place in places_of(cause))
             return TrainingFaultError(
-                f"a data worker (process {found[1].strip()}) {found[2].strip().rstrip('.')}; if it was killed, memory "
-                "was probably short: give data.init_args.num_workers or slot_mib a smaller number"
+                f"a data worker (process {found[1].strip()}) {found[2].strip().rstrip('.')}{place}; if it was killed, "
+                "memory was probably short: give data.init_args.num_workers or slot_mib a smaller number"
             )
     return None
 

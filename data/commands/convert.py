@@ -83,16 +83,21 @@ def convert(args: argparse.Namespace, console: Console) -> Tally:
     tally = Tally()
     writers: dict[str, ShardWriter] = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        bar = progress.add_task("converting", total=args.limit)
-        for record, members in _limited(_module(args.format).convert(args.source, args, tally), args.limit):
-            if record.split not in writers:
-                writers[record.split] = ShardWriter(args.out / record.split, args.prefix, args.samples)
-            writers[record.split].write(record, members)
-            tally.converted += 1
-            progress.advance(bar)
-    for writer in writers.values():
-        writer.close()
+    try:
+        with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+            bar = progress.add_task("converting", total=args.limit)
+            for record, members in _limited(_module(args.format).convert(args.source, args, tally), args.limit):
+                if record.split not in writers:
+                    writers[record.split] = ShardWriter(args.out / record.split, args.prefix, args.samples)
+                writers[record.split].write(record, members)
+                tally.converted += 1
+                progress.advance(bar)
+        for writer in writers.values():
+            writer.close()
+    except BaseException:
+        for writer in writers.values():  # complete shards stay, and no half one
+            writer.discard()
+        raise
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / REPORT).write_text(json.dumps({"format": args.format, **tally.to_json()}, indent=1) + "\n")
     return tally

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,21 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from data.converters.conversion import ConversionError, Converted, SkipItemError, Tally, draft, read_below, tidy
+from data.converters.conversion import (
+    ConversionError,
+    Converted,
+    SkipItemError,
+    Tally,
+    draft,
+    read_below,
+    read_json,
+    record_split,
+    tidy,
+)
 from data.media import MediaError
+
+_SPLIT_FILE = re.compile(r"(train|validation|valid|val|dev|test)-\d+-of-\d+\.")
+"""How tables are named that Hugging Face's hub keeps."""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
     """One record per row. Columns that are not named are counted as unread."""
     number = -1
-    for batch in batches(source):
+    for split, batch in batches(source):
         missing = sorted(_wanted(options) - set(batch.schema.names))
         if missing:
             raise ConversionError(f"'{source}': expected the columns {missing}, got {batch.schema.names}")
@@ -35,29 +49,58 @@ def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator
             number += 1
             tally.fields(row, _wanted(options))
             try:
-                yield _record(row, options, number)
+                yield _record(row, options, number, split)
             except (SkipItemError, MediaError) as error:
                 tally.skip(f"row {number}", str(error))
 
 
-def batches(source: Path) -> Iterator[pa.RecordBatch]:
-    """Record batches of parquet files, or of the Arrow streams that ``Dataset.save_to_disk`` writes.
+def batches(source: Path) -> Iterator[tuple[str | None, pa.RecordBatch]]:
+    """Record batches, and the split that they are of, if their file or folder says so.
 
     Raises:
         ConversionError: If there are none, or they do not open.
     """
-    files = [source] if source.is_file() else sorted([*source.rglob("*.parquet"), *source.rglob("*.arrow")])
+    files = [(source, _split_of_file(source))] if source.is_file() else _files_below(source)
     if not files:
         raise ConversionError(f"'{source}': expected parquet files or a dataset saved to disk, got none")
-    for path in files:
+    for path, split in files:
         try:
             if path.suffix == ".arrow":
                 with pa.memory_map(str(path)) as stream:
-                    yield from pa.ipc.open_stream(stream)
+                    yield from ((split, batch) for batch in pa.ipc.open_stream(stream))
             else:
-                yield from pq.ParquetFile(path).iter_batches(batch_size=256)
+                yield from ((split, batch) for batch in pq.ParquetFile(path).iter_batches(batch_size=256))
         except (pa.ArrowInvalid, OSError) as error:
             raise ConversionError(f"'{path}': expected a table, got: {error}") from None
+
+
+def _files_below(folder: Path) -> list[tuple[Path, str | None]]:
+    """Tables and their splits: what ``save_to_disk`` lists in ``state.json``, or every parquet and Arrow file."""
+    states = sorted(folder.rglob("state.json"))
+    if not states:
+        found = sorted([*folder.rglob("*.parquet"), *folder.rglob("*.arrow")])
+        return [(path, _split_of_file(path)) for path in found]
+    files: list[tuple[Path, str | None]] = []
+    for state in states:
+        listed = read_json(state, dict, "dataset").get("_data_files")
+        if not isinstance(listed, list) or not all(isinstance(item, dict) and "filename" in item for item in listed):
+            raise ConversionError(f"dataset '{state}': expected a list '_data_files' of files, got {listed!r:.80}")
+        several = (state.parent.parent / "dataset_dict.json").is_file()
+        split = _split_named(state.parent.name, state.parent) if several else None
+        files += [(state.parent / str(item["filename"]), split) for item in listed]
+    return files
+
+
+def _split_of_file(path: Path) -> str | None:
+    found = _SPLIT_FILE.match(path.name)
+    return _split_named(found[1], path) if found else None
+
+
+def _split_named(name: str, place: Path) -> str:
+    try:
+        return record_split(name)
+    except SkipItemError as error:
+        raise ConversionError(f"'{place}': {error}; convert it alone, with --split") from None
 
 
 def _wanted(options: argparse.Namespace) -> set[str]:
@@ -65,8 +108,8 @@ def _wanted(options: argparse.Namespace) -> set[str]:
     return columns if options.question.startswith("{") else columns | {options.question}
 
 
-def _record(row: Mapping[str, Any], options: argparse.Namespace, number: int) -> Converted:
-    made = draft(options, number, "question")
+def _record(row: Mapping[str, Any], options: argparse.Namespace, number: int, split: str | None) -> Converted:
+    made = draft(options, number, "question", split)
     names = []
     for kind, columns in (("image", options.image), ("audio", options.audio)):
         for place, column in enumerate(columns):

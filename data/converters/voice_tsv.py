@@ -21,11 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target-language", help="of the translations; with it, records translate")
 
 
-def read_tsv(path: Path, wanted: set[str]) -> Iterator[dict[str, str]]:
-    """Rows of a TSV file with a header and without quoting.
+def read_tsv(path: Path, wanted: set[str], tally: Tally) -> Iterator[dict[str, str]]:
+    """Rows of a TSV file with a header and without quoting; one with another number of cells is counted.
 
     Raises:
-        ConversionError: If it cannot be read, lacks a column, or a row has another number of cells.
+        ConversionError: If it cannot be read, or lacks a column.
     """
     try:
         with path.open(encoding="utf-8", newline="") as file:
@@ -35,17 +35,20 @@ def read_tsv(path: Path, wanted: set[str]) -> Iterator[dict[str, str]]:
             if missing:
                 raise ConversionError(f"'{path}': expected the columns {missing}, got {header}")
             for number, row in enumerate(rows, 2):
+                if not row:
+                    continue
                 if len(row) != len(header):
-                    raise ConversionError(f"'{path}' line {number}: expected {len(header)} cells, got {len(row)}")
+                    tally.skip(f"line {number}", "row with another number of cells than the header")
+                    continue
                 yield dict(zip(header, row, strict=True))
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ConversionError(f"'{path}': cannot be read: {error}") from None
 
 
 def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator[Converted]:
     """One record per clip: its transcript, or its translation with the transcript in ``meta``."""
     wanted = {"path", "sentence"} | ({"translation"} if options.target_language else set())
-    for number, row in enumerate(read_tsv(source, wanted)):
+    for number, row in enumerate(read_tsv(source, wanted, tally)):
         tally.fields(row, FIELDS)
         try:
             yield _record(row, options.media_root or source.parent / "clips", options, number)

@@ -29,7 +29,7 @@ def convert(source: Path, options: argparse.Namespace, tally: Tally) -> Iterator
     ``n_frames`` is not trusted, since released files fill it with a constant: the audio's own length counts, and
     ``meta.n_frames`` keeps what was declared.
     """
-    for number, row in enumerate(read_tsv(source, WANTED)):
+    for number, row in enumerate(read_tsv(source, WANTED, tally)):
         tally.fields(row, FIELDS)
         try:
             yield _record(row, options.media_root or source.parent, options, number)

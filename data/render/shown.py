@@ -19,6 +19,8 @@ from models.plan import BatchPlan
 Layouts = tuple[str, list[ItemLayout]]
 """A medium's kind, and the encoder's output for it or for each of its frames."""
 Still = Tensor | Audio | Graph
+_LAYOUTS: dict[ItemLayout, ItemLayout] = {}
+_MOST_LAYOUTS = 10_000
 
 
 def processor_among(plan: BatchPlan, kind: str, counts: Mapping[str, int]) -> Processor:
@@ -67,7 +69,15 @@ def process(name: str, raw: Still, seconds: float | None, processor: Processor) 
         raise ValueError(f"media '{name}': {error}") from error
     predicted = processor.layout(size)
     assert layout == predicted, f"media '{name}': the processor predicts {predicted} and gives {layout}"
+    layout = _shared(layout)
     return inputs, layout if seconds is None else replace(layout, seconds=seconds)
+
+
+def _shared(layout: ItemLayout) -> ItemLayout:
+    """The one object for equal layouts: on its way out of a worker it is then written once per pack."""
+    if len(_LAYOUTS) >= _MOST_LAYOUTS:
+        _LAYOUTS.clear()
+    return _LAYOUTS.setdefault(layout, layout)
 
 
 def declared_uses(media: Media, plan: BatchPlan) -> int:

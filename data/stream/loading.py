@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import multiprocessing
+import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Protocol
@@ -13,13 +17,15 @@ from torch.utils.data import DataLoader, Sampler, get_worker_info
 from data.features import FeatureLookup
 from data.packing import plan_packs
 from data.quarantine import Quarantine
-from data.stream.parcels import Parcel, Slots
+from data.stream.parcels import MOST_LENT, Parcel, Slots
 from data.stream.samples import SampleSet
 from data.stream.steps import PackDataset, StepDataset
 from data.stream.streaming import StreamingSteps
+from data.stream.whereabouts import Whereabouts, places_of
 from layers.batch import Step
 
 _PREFETCHED = 2  # steps per worker
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
 
 class Progress(Protocol):
@@ -65,13 +71,15 @@ class StepLoader:
             self.dataset.first, order = first, None
         slots = _slots(self.num_workers, self.slot_mib)
         loader = _loader(self.dataset, order, self.num_workers, slots, self.features)
-        for number, item in enumerate(loader, first):
+        for number, item in enumerate(_watched(loader), first):
             step, bad = item.unpack(slots) if isinstance(item, Parcel) else item
+            del item
             if order is None:
                 self.quarantine.num_samples += len(bad) + sum(len(pack.sample_lengths) for pack in step.packs)
             self.quarantine.add(bad)
             self.progress.next_step = number + 1
             yield step
+            del step  # its memory is wanted again
 
 
 class EvalLoader:
@@ -104,7 +112,8 @@ class EvalLoader:
         return len(self.dataset)
 
     def __iter__(self) -> Iterator[Step]:
-        for item in _loader(self.dataset, range(len(self.dataset)), self.num_workers, None, self.features):
+        loader = _loader(self.dataset, range(len(self.dataset)), self.num_workers, None, self.features)
+        for item in _watched(loader):
             step, bad = item.unpack() if isinstance(item, Parcel) else item
             if self.quarantine is not None:
                 self.quarantine.add(bad)
@@ -131,6 +140,7 @@ def _loader(
     slots: Slots | None,
     features: FeatureLookup | None,
 ) -> DataLoader[Any]:
+    dataset.whereabouts = Whereabouts(num_workers) if _forks(num_workers) else None
     return DataLoader(
         dataset,
         batch_size=None,
@@ -145,9 +155,30 @@ def _loader(
 
 def _slots(num_workers: int, mib: int) -> Slots | None:
     """Shared memory for every step that may be on its way at once; workers that are not forked would not see it."""
-    if num_workers == 0 or mib == 0 or multiprocessing.get_start_method() != "fork":
+    if mib == 0 or not _forks(num_workers):
         return None
-    return Slots(num_workers * _PREFETCHED + 2, mib * 2**20)
+    return Slots(num_workers * _PREFETCHED + 1 + MOST_LENT, mib * 2**20)
+
+
+def _forks(num_workers: int) -> bool:
+    return num_workers > 0 and multiprocessing.get_start_method() == "fork"
+
+
+def _watched(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What the loader gives; of a worker that died, the error also says at which sample."""
+    iterator = iter(loader)
+    while True:
+        try:
+            item = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            places = places_of(error)
+            if not places:
+                raise
+            raise RuntimeError(f"{str(error).rstrip(' .')}. It was last at {' and '.join(places)}.") from error
+        yield item
+        del item
 
 
 def _parcel(item: Any, slots: Slots | None, features: FeatureLookup | None) -> Any:
@@ -161,3 +192,15 @@ def _parcel(item: Any, slots: Slots | None, features: FeatureLookup | None) -> A
 
 def _start_worker(worker: int) -> None:
     torch.set_num_threads(1)
+    gc.freeze()  # collections would touch, and so copy, every object that was inherited
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Have the C library keep what is freed: the next step takes as much again, with a page fault for every 4 KiB."""
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # not every C library has it
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
+        mallopt(_M_MMAP_THRESHOLD, 2**25)

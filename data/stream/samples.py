@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,8 +17,7 @@ from data.stream.splitting import OVERSIZE_HINT, Oversize, split_record, too_lon
 from models.plan import BatchPlan
 
 
-@dataclass(frozen=True)
-class _Row:
+class _Row(NamedTuple):
     """A usable sample: where it lies, and its size. ``part`` is that of a dialogue that had to be split, else -1."""
 
     source: int
@@ -77,8 +76,7 @@ class SampleSet:
                 told = f"the tasks {source.tasks}" + (f" where {source.where}" if source.where else "")
                 raise ValueError(f"{key}[{number}] '{source.title}': expected samples of {told}, got none")
             rows += _capped(own, source.max_samples)
-        columns = [[row.source, row.shard, row.position, row.part, row.tokens, row.cost] for row in rows]
-        table = np.array(columns, dtype=np.int64).reshape(-1, 6)
+        table = np.array(rows, dtype=np.int64).reshape(-1, len(_Row._fields))
         self.source_of, self._shards, self._positions, self._parts, self.lengths, self.costs = table.T.copy()
         self.num_samples = len(rows) + len(self.bad)
 
@@ -116,13 +114,13 @@ class SampleSet:
     def describe(self, number: int, reason: str) -> BadSample:
         """A bad sample's entry for the quarantine."""
         index = self._indices[self._shards[number]]
-        return BadSample(index.path, index.entries[self._positions[number]].key, reason)
+        return BadSample(index.path, index.key(int(self._positions[number])), reason)
 
     def _scan(self, path: str, source: Source, number: int) -> list[_Row]:
         index = ensure_index(path)
         lengths = ensure_lengths(index, self.plan, self._reader)
         self.data_hashes[path] = index.fingerprint
-        self._indices.append(index)
+        self._indices.append(index.compact())
         self.bad += [BadSample(path, key, reason) for key, reason in index.problems]
         shard, rows = len(self._indices) - 1, list[_Row]()
         for position, entry in enumerate(index.entries):

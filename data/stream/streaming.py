@@ -24,6 +24,7 @@ from data.shards import Sample, expand, read_samples
 from data.stream.samples import render_sample
 from data.stream.splitting import OVERSIZE_HINT, Oversize, split_record, too_long_error
 from data.stream.steps import pack_good
+from data.stream.whereabouts import Whereabouts
 from layers.batch import Step
 from models.plan import BatchPlan
 
@@ -119,10 +120,13 @@ class StreamingSteps(IterableDataset[tuple[Step, list[BadSample]]]):
 
     Attributes:
         first: The step to begin with.
+        whereabouts: Is told which sample a worker is at.
 
     Raises:
         ValueError: If the processes cannot share the packs of a step.
     """
+
+    whereabouts: Whereabouts | None = None
 
     def __init__(self, stream: Streaming, rank: int = 0, world_size: int = 1) -> None:
         if stream.packs_per_step % world_size:
@@ -153,7 +157,9 @@ class StreamingSteps(IterableDataset[tuple[Step, list[BadSample]]]):
             return BadSample(item.shard, item.sample.key, reason)
 
         packs = [
-            made for held in group.packs for made in pack_good(held, render, describe, plan, bad, self.stream.pad_to)
+            made
+            for held in group.packs
+            for made in pack_good(held, render, describe, plan, bad, self.stream.pad_to, self.whereabouts)
         ]
         if not packs:
             raise ValueError(f"step {step}: expected a usable sample, got none; the last one: {bad[-1].reason}")

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import Blip2QFormerConfig, Blip2QFormerModel
-from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
-from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
 
 from layers.layout import Layout
 from models.projectors.projector import Projector, QueryRule
@@ -28,6 +25,10 @@ class PerceiverResampler(Projector):
     def __init__(
         self, input_size: int, output_size: int, num_queries: int = 64, num_layers: int = 3, num_heads: int = 8
     ) -> None:
+        # Here and below: data workers import this module for its token rules, and the models take a second.
+        from transformers.models.idefics2.configuration_idefics2 import Idefics2PerceiverConfig
+        from transformers.models.idefics2.modeling_idefics2 import Idefics2PerceiverResampler
+
         super().__init__()
         _check_heads(output_size, num_heads)
         self.token_rule = QueryRule(num_queries=num_queries)
@@ -77,6 +78,8 @@ class QFormerProjector(Projector):
         num_layers: int = 2,
         num_heads: int = 12,
     ) -> None:
+        from transformers import Blip2QFormerConfig, Blip2QFormerModel
+
         super().__init__()
         _check_heads(hidden_size, num_heads)
         self.token_rule = QueryRule(num_queries=num_queries, window=window)

@@ -11,10 +11,12 @@ import yaml
 
 from data.__main__ import main
 from data.checks import problems_of
-from data.index import index_path
+from data.commands.index import each_indexed, index_shard
+from data.index import index_path, lengths_path
 from data.media import encode_mask
 from data.records import Part, Target
 from data.shards import Sample, ShardWriter, expand, read_samples
+from models.plan import BatchPlan
 from tests.data.conftest import assistant, audio_sample, graph_sample, image_sample, text_record
 
 
@@ -30,6 +32,22 @@ def test_good_shards(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert '"prompt": "red 7"' in shown and "scene.png: " in shown
     assert main(["inspect", str(shards), "--key", "image-99"]) == 1
+
+
+@pytest.mark.slow
+def test_many_processes_index_alike(shards: Path, plan: BatchPlan) -> None:
+    paths = expand(shards)
+    alone = [index_shard(path, plan, True) for path in paths]
+    assert [one.samples for one in alone] == [20, 20, 20] and not any(one.errors for one in alone)
+    made = [Path(path).read_bytes() for path in _sidecars(paths, plan)]
+    for path in _sidecars(paths, plan):
+        Path(path).unlink()
+    assert list(each_indexed(paths, plan, False, 2)) == alone
+    assert [Path(path).read_bytes() for path in _sidecars(paths, plan)] == made
+
+
+def _sidecars(paths: list[str], plan: BatchPlan) -> list[str]:
+    return [place for path in paths for place in (index_path(path), lengths_path(path, plan.hash))]
 
 
 def test_what_is_wrong_is_listed_without_stopping(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

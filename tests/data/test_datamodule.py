@@ -17,7 +17,8 @@ from data.mixtures import Mixture, PackSchedule, Source
 from data.packing import merge_counts
 from data.shards import ShardWriter, expand
 from data.stream import Parcel, SampleSet, Slots, StepDataset, loading
-from layers.batch import PADDING, Batch, Step
+from data.stream.parcels import MOST_LENT
+from layers.batch import PADDING, Batch, HeadCall, MediaBatch, Step
 from models.plan import BatchPlan
 from tests.data.conftest import text_record
 
@@ -98,24 +99,68 @@ def test_a_parcel_returns_the_step_bit_for_bit(shards: Path, plan: BatchPlan) ->
     (step,) = islice(_module(shards, plan, packs_per_step=4).train_dataloader(), 1)
     assert {"image", "audio", "graph"} <= {kind for batch in step.packs for kind in batch.media}
     parcel = Parcel(step, [])
-    tensors = [value for batch in parcel.step.packs for value in vars(batch).values()]
-    assert not any(isinstance(value, torch.Tensor) for value in tensors)
+    num_bytes = sum(tensor.numel() * tensor.itemsize for tensor in _tensors(step))
+    assert parcel.buffer is not None and len(parcel.buffer) >= num_bytes
     again, _ = parcel.unpack()
     assert _equal(again, step)
-    assert again.packs[0].input_ids.untyped_storage().data_ptr() == parcel.buffer.untyped_storage().data_ptr()
+    assert {tensor.untyped_storage().data_ptr() for tensor in _tensors(again) if tensor.numel()} == {
+        parcel.buffer.untyped_storage().data_ptr()
+    }
     assert Parcel(Step([], {}), []).unpack()[0] == Step([], {})
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(24, dtype=torch.uint8).reshape(2, 4, 3).permute(2, 0, 1),  # as images are decoded
+        torch.arange(24).reshape(4, 6)[:, 1::2],
+        torch.ones(1).expand(3, 2),
+        torch.empty(0, 2),
+        torch.tensor(True),
+        torch.zeros(3, 1, 2, dtype=torch.bfloat16).transpose(0, 2),
+    ],
+    ids=("permuted", "sliced", "expanded", "empty", "scalar", "transposed"),
+)
+def test_a_parcel_keeps_the_order_of_an_image_in_memory(tensor: torch.Tensor) -> None:
+    pack = Batch(torch.ones(1, 3), tensor, torch.ones(1, 3), [3])
+    again = Parcel(Step([pack], {}), []).unpack()[0].packs[0].labels
+    assert again.dtype == tensor.dtype and torch.equal(again, tensor)
+    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    if tensor.permute(order).is_contiguous():  # nothing was moved within it
+        assert again.permute(order).is_contiguous()
 
 
 def test_a_parcel_goes_through_shared_memory_where_it_fits(shards: Path, plan: BatchPlan) -> None:
     (step,) = islice(_module(shards, plan, packs_per_step=4).train_dataloader(), 1)
-    slots = Slots(2, 2**20)
+    slots = Slots(3, 2**20)
     for _ in range(5):  # more often than there are blocks
         parcel = Parcel(step, [], slots)
         assert parcel.slot is not None and parcel.buffer is None
         assert _equal(parcel.unpack(slots)[0], step)
-    tight = Slots(1, 64)
+    tight = Slots(3, 64)
     assert _equal(Parcel(step, [], tight).unpack(tight)[0], step)
     assert Parcel(step, [], tight).slot is None
+
+
+def test_steps_that_are_held_keep_their_content_and_no_worker_waiting(shards: Path, plan: BatchPlan) -> None:
+    steps = list(islice(_module(shards, plan).train_dataloader(), 6))
+    slots = Slots(MOST_LENT + 1, 2**20)
+    held = [Parcel(step, [], slots).unpack(slots)[0] for step in steps]  # more of them than there are blocks
+    assert _equal(held, steps)
+    places = [{tensor.untyped_storage().data_ptr() for tensor in _tensors(step) if tensor.numel()} for step in held]
+    assert all(len(place) == 1 for place in places) and len(set.union(*places)) == len(steps)
+    one = held[0].packs[0].input_ids
+    del held
+    again = Parcel(steps[1], [], slots).unpack(slots)[0]
+    assert torch.equal(one, steps[0].packs[0].input_ids) and _equal(again, steps[1])
+
+
+def _tensors(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    inner = vars(value).values() if isinstance(value, Step | Batch | MediaBatch | HeadCall) else inner
+    return [tensor for item in inner for tensor in _tensors(item)]
 
 
 def test_steps_too_large_for_their_slot_arrive_whole(

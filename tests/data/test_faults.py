@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import signal
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -20,8 +25,10 @@ from data.render import IGNORED, Rendered
 from data.shards import ShardWriter
 from data.stream import SampleSet, StepDataset
 from data.stream.splitting import split_record
+from data.stream.whereabouts import places_of
 from models.plan import BatchPlan
 from tests.data.conftest import assistant, audio_sample, graph_sample, image_sample, text, text_record, user
+from training.faults import explained
 
 
 def _module(shards: Path, plan: BatchPlan, **changes: Any) -> PackedDataModule:
@@ -95,6 +102,43 @@ def test_a_step_is_never_without_a_pack(tmp_path: Path, plan: BatchPlan) -> None
     steps = [dataset[number] for number in range(6)]
     assert all([batch.keys for batch in step.packs] == [["text-0"]] for step, _ in steps)
     assert {bad.key for _, found in steps for bad in found} == {"audio-empty"}
+
+
+def _at(monkeypatch: pytest.MonkeyPatch, key: str, action: Callable[[], None]) -> None:
+    """Have something happen where a sample is made ready."""
+    rendered = SampleSet.rendered
+
+    def changed(self: SampleSet, number: int) -> Rendered:
+        if self.sample(number).key == key:
+            action()
+        return rendered(self, number)
+
+    monkeypatch.setattr(SampleSet, "rendered", changed)
+
+
+def test_a_worker_that_dies_is_told_with_its_sample(
+    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _at(monkeypatch, "image-3", lambda: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(RuntimeError, match="DataLoader worker") as caught:
+        list(islice(_module(shards, plan, num_workers=1, cache=False).train_dataloader(), 40))
+    (place,) = places_of(caught.value)
+    assert re.fullmatch(r"sample 'image-3' of .*mixed-00000\d\.tar", place)
+    assert f", at {place}; if it was killed" in str(explained(caught.value))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_that_is_no_samples_fault_says_where(
+    shards: Path, plan: BatchPlan, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    def fail() -> None:
+        raise KeyError("a fault in a processor")
+
+    _at(monkeypatch, "audio-7", fail)
+    with pytest.raises(KeyError) as caught:
+        list(islice(_module(shards, plan, num_workers=num_workers, cache=False).train_dataloader(), 40))
+    told = "".join(traceback.format_exception(caught.value))
+    assert re.search(r"while sample 'audio-7' of .*mixed-00000\d\.tar was made ready", told)
 
 
 def test_quarantine_counts_a_sample_once() -> None:

@@ -14,6 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from data import headers
+from data import index as indexing
 from data.__main__ import main as data_main
 from data.index import (
     ShardReader,
@@ -47,6 +49,19 @@ def test_random_access_equals_reading_in_order(shards: Path) -> None:
         assert reader.read(*places[number]) == samples[number]
     copy = pickle.loads(pickle.dumps(reader))
     assert copy.read(*places[7]) == samples[7]
+    compact = [(index.compact(), position) for index, position in places]
+    assert [reader.read(*place) for place in compact] == samples
+
+
+def test_compact_entries_are_the_same_entries_without_tasks_and_meta(shards: Path) -> None:
+    index = ensure_index(expand(shards)[0])
+    plain = [replace(entry, task="", meta={}) for entry in index.entries]
+    compact = index.compact().entries
+    assert list(compact) == plain and len(compact) == len(plain) and compact[-1] == plain[-1]
+    assert compact[3:7] == plain[3:7] and pickle.loads(pickle.dumps(compact))[2] == plain[2]
+    with pytest.raises(IndexError):
+        compact[len(plain)]
+    assert not list(replace(index, entries=()).compact().entries)
 
 
 def test_a_sidecar_is_read_back_and_ignores_time_stamps(shards: Path) -> None:
@@ -182,6 +197,43 @@ def test_whatever_is_cut_off_nothing_is_lost_in_silence(shards: Path, plan: Batc
     finally:
         path.write_bytes(content)
         sidecar.unlink(missing_ok=True)
+
+
+def test_headers_alone_tell_what_reading_tells(shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = expand(shards)
+    for window in (2**23, 700):  # 700: headers and records lie across its borders
+        monkeypatch.setattr(headers, "_WINDOW", window)
+        quick = [build_index(path) for path in paths]
+        with monkeypatch.context() as patch:
+            patch.setattr(indexing, "scan_headers", lambda *_: None)
+            assert quick == [build_index(path) for path in paths]
+    monkeypatch.setattr(indexing, "read_groups", None)  # not asked
+    assert [build_index(path) for path in paths] == quick
+
+
+_DAMAGE = st.lists(st.tuples(st.integers(0, 2**20), st.binary(min_size=1, max_size=12)), min_size=1, max_size=3)
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=_DAMAGE, in_headers=st.booleans(), cut=st.integers(0, 2**20) | st.none())
+def test_headers_alone_never_hide_damage(
+    shards: Path, monkeypatch: pytest.MonkeyPatch, damage: list[tuple[int, bytes]], in_headers: bool, cut: int | None
+) -> None:
+    path = Path(expand(shards)[0])
+    content = path.read_bytes()
+    starts = [offset - 512 for entry in build_index(str(path)).entries for offset, _ in entry.members.values()]
+    changed = bytearray(content)
+    for place, put in damage:
+        at = starts[place % len(starts)] + place % 512 if in_headers else place % len(content)
+        changed[at : at + len(put)] = put
+    try:
+        path.write_bytes(changed[:cut])
+        quick = build_index(str(path))
+        with monkeypatch.context() as patch:
+            patch.setattr(indexing, "scan_headers", lambda *_: None)
+            assert quick == build_index(str(path))
+    finally:
+        path.write_bytes(content)
 
 
 def test_lengths_belong_to_one_plan(shards: Path, plan: BatchPlan) -> None:

@@ -259,13 +259,30 @@ def test_an_image_of_several_frames_is_no_image(kind: str) -> None:
         decode_media(Media("image", "i.gif", (8, 6)), data)
 
 
+def _png(width: int, height: int, chunks: list[tuple[bytes, bytes]]) -> bytes:
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        for name, body in ((b"IHDR", header), *chunks, (b"IEND", b""))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "before"),
+    [(b"zTXt", b"Comment\0\0"), (b"iTXt", b"Comment\0\1\0\0\0"), (b"iCCP", b"profile\0\0")],
+    ids=("text", "international text", "colour profile"),
+)
+def test_a_png_that_unpacks_to_far_more_takes_no_memory(name: bytes, before: bytes) -> None:
+    bomb = before + zlib.compress(bytes(2**24))
+    data = _png(1, 1, [(name, bomb), (b"IDAT", zlib.compress(bytes(4)))])
+    assert len(data) < 2**15
+    with pytest.raises(MediaError, match=r"'i\.png': expected an image .* Decompressed data too large"):
+        decode_media(Media("image", "i.png", (1, 1)), data)
+
+
 @pytest.mark.parametrize(("width", "height"), [(30_000, 30_000), (30_000, 3_000)])
 def test_a_huge_image_takes_no_memory(width: int, height: int) -> None:
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b"")]
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body)) for name, body in chunks
-    )
+    data = _png(width, height, [(b"IDAT", zlib.compress(bytes(1000)))])
     with pytest.raises(MediaError, match=r"'i\.png': expected.*(at most 64,000,000 pixels|decompression bomb)"):
         decode_media(Media("image", "i.png", (width, height)), data)
 

@@ -156,6 +156,10 @@ def test_selectors() -> None:
     assert not source.takes("asr", {"language": "de", "difficulty": 0.6, "clean": True})
     assert not source.takes("asr", {"language": "de", "difficulty": "0.1", "clean": True})
     assert not source.takes("asr", {"language": "de", "clean": True})
+    ranges = ({"max": 0.3}, {"above": 0.3, "below": 0.7}, {"min": 0.7})
+    parts = [Source("x", where={"level": allowed}) for allowed in ranges]
+    for level in (0.0, 0.3, 0.31, 0.7, 1):
+        assert sum(part.takes("asr", {"level": level}) for part in parts) == 1
 
 
 @pytest.mark.parametrize(
@@ -163,7 +167,7 @@ def test_selectors() -> None:
     [
         (lambda: Source("x", weight=-1), "weight: expected 0 or a positive number, got -1"),
         (lambda: Source("x", max_samples=0), "max_samples: expected at least 1"),
-        (lambda: Source("x", where={"level": {"least": 1}}), "expected min and max"),
+        (lambda: Source("x", where={"level": {"least": 1}}), r"some of \['above', 'below', 'max', 'min'\], got"),
         (lambda: Mixture(temperature=0), "temperature: expected a positive number"),
         (lambda: Mixture(epochs=1, tokens=1), "epochs or of tokens, got both"),
         (lambda: Mixture(curriculum=[CurriculumStage(3, {}), CurriculumStage(2, {})]), "rising positive 'until'"),

@@ -42,6 +42,9 @@ def test_shards_limits_and_an_occupied_folder(tmp_path: Path, convert: Convert, 
     assert convert("voxceleb", trials, *arguments, status=2) != []
     assert "expected no shards 'vox-*.tar', got 3" in capsys.readouterr().err
     assert convert("voxceleb", tmp_path / "nothing", *arguments, status=2, out=tmp_path / "none") == []
+    broken = write(tmp_path / "broken.txt", "1 a.wav a.wav\n" * 3 + "2 a b\n")
+    assert len(convert("voxceleb", broken, *arguments, status=2, out=tmp_path / "half")) == 2
+    assert [path.name for path in (tmp_path / "half").rglob("*.*")] == ["vox-000000.tar"]
 
 
 def test_a_picture_that_declares_too_many_pixels_is_refused_before_it_is_decoded() -> None:

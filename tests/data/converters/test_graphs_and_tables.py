@@ -182,17 +182,44 @@ def test_parquet(tmp_path: Path, convert: Convert) -> None:
     assert convert("tables", tmp_path / "data.parquet", *wrong, status=2, out=tmp_path / "none") == []
 
 
-def test_a_dataset_saved_to_disk(tmp_path: Path, convert: Convert) -> None:
+def _save(folder: Path, file: str, labels: list[str]) -> None:
     """The layout of ``datasets.Dataset.save_to_disk``: Arrow streams beside two JSON files."""
-    folder = tmp_path / "saved"
-    folder.mkdir()
-    table = pa.table({"image": [image_bytes()], "label": ["noise"]})
-    with (
-        pa.OSFile(str(folder / "data-00000-of-00001.arrow"), "wb") as sink,
-        pa.ipc.new_stream(sink, table.schema) as out,
-    ):
+    folder.mkdir(parents=True)
+    table = pa.table({"image": [image_bytes() for _ in labels], "label": labels})
+    with pa.OSFile(str(folder / file), "wb") as sink, pa.ipc.new_stream(sink, table.schema) as out:
         out.write_table(table)
-    write(folder / "state.json", {"_data_files": [{"filename": "data-00000-of-00001.arrow"}]})
+    write(folder / "state.json", {"_data_files": [{"filename": file}]})
     write(folder / "dataset_info.json", {"features": {}})
+
+
+def test_a_dataset_saved_to_disk(tmp_path: Path, convert: Convert) -> None:
+    folder = tmp_path / "saved"
+    _save(folder, "data-00000-of-00001.arrow", ["noise"])
+    write(folder / "cache-0123.arrow", b"what a map left there")
     (sample,) = convert("tables", folder, "--question", "{What is it?}", "--answer", "label", "--image", "image")
     assert texts(sample) == ["What is it?", "noise"] and sample.members["image0.png"] == image_bytes()
+    assert sample.record.split == "train"
+    write(folder / "state.json", {"files": []})
+    asked = ("--question", "{What is it?}", "--answer", "label")
+    assert convert("tables", folder, *asked, status=2, out=tmp_path / "none") == []
+
+
+def test_splits_that_the_source_names_stay_apart(tmp_path: Path, convert: Convert) -> None:
+    """The layouts of ``datasets.DatasetDict.save_to_disk``, and of parquet on Hugging Face's hub."""
+    folder = tmp_path / "saved"
+    for name, labels in (("train", ["a", "b"]), ("validation", ["c"]), ("test", ["d"])):
+        _save(folder / name, "data-00000-of-00001.arrow", labels)
+    write(folder / "dataset_dict.json", {"splits": ["train", "validation", "test"]})
+    asked = ("--question", "{What is it?}", "--answer", "label")
+    samples = convert("tables", folder, *asked, out=tmp_path / "disk")
+    found = sorted((sample.record.split, texts(sample)[1]) for sample in samples)
+    assert found == [("test", "d"), ("train", "a"), ("train", "b"), ("val", "c")]
+    hub = tmp_path / "hub"
+    hub.mkdir()
+    for name in ("train", "test"):
+        pq.write_table(pa.table({"label": [name]}), hub / f"{name}-00000-of-00001.parquet")
+    samples = convert("tables", hub, *asked, out=tmp_path / "parquet")
+    found = sorted((sample.record.split, texts(sample)[1]) for sample in samples)
+    assert found == [("test", "test"), ("train", "train")]
+    (folder / "test").rename(folder / "unsupervised")
+    assert convert("tables", folder, *asked, status=2, out=tmp_path / "none") == []

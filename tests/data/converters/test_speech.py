@@ -48,6 +48,16 @@ def test_common_voice_and_covost(tmp_path: Path, convert: Convert) -> None:
     assert convert("voice-tsv", common, *arguments, status=2, out=tmp_path / "none") == []
 
 
+def test_a_row_with_another_number_of_cells_costs_itself_alone(tmp_path: Path, convert: Convert) -> None:
+    for name in ("a.wav", "c.wav"):
+        write(tmp_path / "clips" / name, audio_bytes(kind="WAV"))
+    source = write(tmp_path / "train.tsv", "path\tsentence\na.wav\tone\nb.wav\ttwo\tthree\n\nc.wav\tfour\n")
+    samples = convert("voice-tsv", source, "--language", "en", status=1)
+    assert [texts(sample)[1] for sample in samples] == ["one", "four"]
+    skipped = report(tmp_path / "out")["skipped"]
+    assert skipped == {"row with another number of cells than the header": {"items": 1, "examples": ["line 3"]}}
+
+
 def test_wavllm(tmp_path: Path, convert: Convert) -> None:
     clip, other = audio_bytes(1000), audio_bytes(700, seed=1)
     write(tmp_path / "pack.zip", b"x" * 10 + clip + other)
