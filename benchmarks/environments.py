@@ -17,12 +17,12 @@ from benchmarks.arms import ENVIRONMENTS
 
 # mosaicml-streaming pins transformers below 5 and clients of every cloud: what it needs for local shards stands here.
 PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
-    "litdata": (("litdata",),),
+    "litdata": (("litdata==0.2.76",),),
     "mosaicml": (
-        ("--no-deps", "mosaicml-streaming"),
-        ("xxhash", "zstd", "Brotli", "python-snappy", "tqdm", "catalogue"),
+        ("--no-deps", "mosaicml-streaming==0.13.0"),
+        ("--no-deps", "xxhash<4", "zstd", "Brotli", "python-snappy", "cramjam", "tqdm", "catalogue"),
     ),
-    "energon": (("megatron-energon",),),
+    "energon": (("megatron-energon==7.4.1",),),
 }
 _STAMP = "made-of"
 
