@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from layers.commands import run_command
 
-COMMANDS = ("list", "predict", "score", "routers", "compare", "report", "sweep", "answer")
+COMMANDS = ("list", "predict", "score", "submit", "routers", "compare", "report", "sweep", "answer")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

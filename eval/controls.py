@@ -3,16 +3,18 @@
 ``blind`` removes the media, ``shuffled`` gives each sample another sample's media, ``zeroed`` zeroes encoded features
 (for the language model and for the heads, with the inputs that heads read beside them), ``random_weights`` asks a
 model of the same configuration that was never trained, and ``constant`` (no model at all, see
-:meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives the best single answer, of the validation split where there
-is one.
+:meth:`eval.benchmarks.benchmark.Benchmark.constant`) gives one answer to everything, never chosen on those that are
+scored.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +49,24 @@ def zeroed(encoded: dict[str, EncodedMedia]) -> dict[str, EncodedMedia]:
         kind: replace(item, features=torch.zeros_like(item.features), projected=torch.zeros_like(item.projected))
         for kind, item in encoded.items()
     }
+
+
+@contextmanager
+def encoders_zeroed(generalist: Generalist) -> Iterator[None]:
+    """Within it a model's encoders and projectors give zeros: :func:`zeroed` where nothing takes a transform."""
+    modules = [module for group in (generalist.encoders, generalist.projectors) for module in group.values()]
+    handles = [module.register_forward_hook(_zeros) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _zeros(module: nn.Module, inputs: object, output: Any) -> Any:
+    if isinstance(output, tuple):
+        return torch.zeros_like(output[0]), *output[1:]
+    return torch.zeros_like(output)
 
 
 def zeroed_for_heads(media: MediaFeatures) -> MediaFeatures:

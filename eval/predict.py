@@ -78,7 +78,7 @@ def predict(
         ValueError: If the benchmarks' files or the log do not fit, or the asker cannot be put under the control.
     """
     console, asking = console or Console(stderr=True), asking or Asking()
-    kept = _under_control(asker, benchmarks, asking.control, console)
+    kept = _askable(asker, _under_control(asker, benchmarks, asking.control, console), console)
     if not kept:
         return 0
     keys = {name: [sample.key for sample in benchmark.records()] for name, benchmark in kept.items()}
@@ -247,6 +247,16 @@ def _under_control(
         else:
             kept[name] = benchmark
     return kept
+
+
+def _askable(asker: Asker, benchmarks: Mapping[str, Benchmark], console: Console) -> dict[str, Benchmark]:
+    """Those that the asker does not refuse; each that it does is named."""
+    refused = {name: reason for name, item in benchmarks.items() if (reason := asker.refuses(item))}
+    if refused and len(refused) == len(benchmarks):
+        raise ValueError("; ".join(f"{name}: {reason}" for name, reason in refused.items()))
+    for name, reason in refused.items():
+        console.print(f"{name}: not asked: {reason}")
+    return {name: item for name, item in benchmarks.items() if name not in refused}
 
 
 def _missing_pieces(name: str, keys: Sequence[str], log: PredictionLog) -> dict[int, list[int]]:

@@ -86,7 +86,8 @@ def score_files(
     Returns:
         Metric -> ``value`` (None with ``na`` saying why), ``n``, ``n_expected``, ``complete``, ``stderr``,
         ``protocol_id``, ``protocol`` in words, ``parts``, ``parse_failure``, ``routing`` where calls are expected,
-        ``controls`` (a number or None each), ``controls_na`` (why a control is None), ``controls_n``, ``constrained``
+        ``controls`` (a number or None each), ``controls_na`` (why a control is None), ``controls_n``,
+        ``constant_about`` (where the constant reply comes from), ``constrained``
         (the same metric under constrained decoding, where it was run), ``meaningless`` where a corpus metric was taken
         on a part, ``judge`` where one decides, ``benchmark``, ``split``, ``data_sha256``, ``checkpoint_sha256``,
         ``generation``, ``versions``.
@@ -161,6 +162,8 @@ def _score_benchmark(benchmark: Benchmark, runs: Mapping[_RunKey, Mapping[str, L
             controls[control], counts[control] = benchmark.score(other.rows(name)), len(other.rows(name))
     if absent:
         reasons["constant"] = f"the benchmark's files are not here: {absent}"
+    elif benchmark.constant_na:
+        reasons["constant"] = benchmark.constant_na
     else:
         controls["constant"], counts["constant"] = benchmark.score(map(benchmark.constant, rows)), len(rows)
     legal = runs.get((None, True), {}).get(name)
@@ -183,6 +186,7 @@ def _score_benchmark(benchmark: Benchmark, runs: Mapping[_RunKey, Mapping[str, L
             },
             "controls_na": na,
             "controls_n": {control: count for control, count in counts.items() if control not in na},
+            "constant_about": benchmark.constant_about if "constant" not in na else None,
             "benchmark": name,
             "split": benchmark.split,
             "data_sha256": identity["data_sha256"][name],

@@ -52,6 +52,10 @@ class Asker(ABC):
         """What does not, for people: a path, a device."""
         return {}
 
+    def refuses(self, benchmark: Benchmark) -> str:
+        """Why a benchmark cannot be asked at all; "" where it can."""
+        return ""
+
     @abstractmethod
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
         """Generation settings that a benchmark's questions are answered with; logged with every row."""

@@ -8,7 +8,7 @@ from eval.askers.asker import Asker
 from eval.askers.scripted import AnswersFileAsker, ConstantAsker, GoldAsker, ReplayAsker
 from eval.askers.session import Decoding, SessionAsker
 
-KINDS = "transformers:DIR, gold, constant, constant:TEXT, replay:LOG or answers:FILE"
+KINDS = "transformers:DIR, vectors:DIR, gold, constant, constant:TEXT, replay:LOG or answers:FILE"
 
 
 def choose_asker(
@@ -39,6 +39,10 @@ def choose_asker(
         from eval.askers.pretrained import TransformersAsker
 
         return TransformersAsker(rest, decoding, control, boxes)
+    if kind == "vectors" and rest:
+        from eval.askers.embedders import EmbeddingAsker
+
+        return EmbeddingAsker(rest, decoding, control)
     if kind == "gold" and not rest:
         return GoldAsker()
     if kind == "constant":

@@ -90,6 +90,10 @@ class TransformersAsker(Asker):
             "batch_size": self.decoding.batch_size,
         }
 
+    def refuses(self, benchmark: Benchmark) -> str:
+        """Where a benchmark measures what a head answers to a given call."""
+        return f"expected a head that answers '{benchmark.call}', got a model that writes" if benchmark.given else ""
+
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
         """Greedy decoding up to a limit, and how boxes are written."""
         boxes = {} if self.boxes is None else {"boxes": self.boxes}

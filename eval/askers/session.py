@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -12,12 +13,13 @@ import torch
 import yaml
 
 from eval.askers.asker import Asker, Question
+from eval.askers.given import ask_given
 from eval.benchmarks.benchmark import Benchmark
-from eval.controls import random_generalist, zeroed, zeroed_for_heads
+from eval.controls import encoders_zeroed, random_generalist, zeroed, zeroed_for_heads
 from eval.prediction import Prediction, predicted
 from inference.conversation import Conversation, Reply
 from inference.session import Session
-from models.checkpoint import CONFIG, MANIFEST, file_sha256
+from models.checkpoint import CONFIG, MANIFEST, TASKS, file_sha256
 from models.generalist import Generalist
 from routers.router import MarkerRouter
 
@@ -120,8 +122,18 @@ class SessionAsker(Asker):
             log_probabilities=self.decoding.confidence,
         )
 
+    def refuses(self, benchmark: Benchmark) -> str:
+        """Where a benchmark gives a call of a task that the checkpoint does not have."""
+        table = yaml.safe_load((self.checkpoint / TASKS).read_text())
+        names = [str(task["name"]) for task in table["tasks"]]
+        if not benchmark.given or benchmark.call in names:
+            return ""
+        return f"expected a checkpoint with the task '{benchmark.call}', got one with {', '.join(names)}"
+
     def settings(self, benchmark: Benchmark) -> Mapping[str, Any]:
-        """Greedy decoding up to a limit."""
+        """Greedy decoding up to a limit; nothing where the call is given."""
+        if benchmark.given:
+            return {"decoding": "given call"}
         given = {"decoding": "greedy", "max_new_tokens": self.decoding.tokens_for(benchmark)}
         if self.decoding.constrained:
             given["constrained"] = True
@@ -130,7 +142,10 @@ class SessionAsker(Asker):
         return given
 
     def ask(self, benchmark: Benchmark, questions: Sequence[Question]) -> list[Prediction | str]:
-        """Replies as rows."""
+        """Replies as rows; where a benchmark gives the call, what its head answers."""
+        if benchmark.given:
+            with encoders_zeroed(self.session.generalist) if self.control == "zeroed" else nullcontext():
+                return ask_given(self.session, benchmark, questions)
         self.session.options = replace(self.session.options, max_new_tokens=self.decoding.tokens_for(benchmark))
         replies = self._replies([item.conversation for item in questions], self._opening(benchmark))
         rows: list[Prediction | str] = []
@@ -144,7 +159,7 @@ class SessionAsker(Asker):
 
     def _opening(self, benchmark: Benchmark) -> str | None:
         """With its features zeroed a model may rightly make no call, which would say nothing about the features."""
-        return benchmark.call if self.control == "zeroed" else None
+        return benchmark.call if self.control == "zeroed" and not benchmark.given else None
 
     def _replies(self, conversations: Sequence[Conversation], opening: str | None) -> list[Reply | str]:
         """Replies; what cannot be rendered gives its error message, and a batch too large for memory is halved."""

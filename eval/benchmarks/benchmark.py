@@ -19,6 +19,7 @@ Their class paths stand in :data:`eval.benchmarks.catalog.ALLOWED_CLASSES`; noth
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -27,16 +28,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
 from data.media import decode_target, encode_mask
 from data.records import Target
 from data.shards import Sample
 from eval.benchmarks.answer import Answer
 from eval.judges.judge import Judge
 from eval.metrics.statistics import Score
-from eval.prediction import Prediction
+from eval.prediction import Prediction, encode_vector
 
 TEXT_ONLY = "the prompt has no media"
 HEAD_NEEDS_MEDIA = "without its media the task is not available, so the score is 0 by construction; see zeroed"
+_GOLD_WIDTH = 64
 _NAME = re.compile(r"[\w.-]+")
 FAILED_IS_WRONG = "free-running; a reply that does not parse or is cut at the length limit is wrong"
 
@@ -60,11 +66,16 @@ class Benchmark(ABC):
 
     Attributes:
         call: The task whose call answers every question, or None; the zeroed control's replies begin with it.
+        given: Whether that call is given instead of being left to the model: its answer is measured, not whether it
+            is made.
+        hidden: Whether the references are with a server, so that nothing is scored here.
         needs_judge: Whether a judge decides.
         judge: The judge, if whoever scores has one.
     """
 
     call: str | None = None
+    given: bool = False
+    hidden: bool = False
     needs_judge: bool = False
     judge: Judge | None = None
 
@@ -132,6 +143,16 @@ class Benchmark(ABC):
     def constant(self, prediction: Prediction) -> Prediction:
         """The prediction with its answer replaced by the best constant one."""
 
+    @property
+    def constant_na(self) -> str:
+        """Why there is no constant reply; "" where there is one."""
+        return ""
+
+    @property
+    def constant_about(self) -> str:
+        """Where the constant reply comes from, in words."""
+        return "chosen on the validation split"
+
     def answer(self, prediction: Prediction) -> Answer:
         """What the reply says; by default its text."""
         failure = prediction.failure
@@ -185,7 +206,15 @@ def _gold_result(target: Mapping[str, Any] | None) -> dict[str, Any] | None:
         return {"type": "image", "png": target["data"]}
     if target["type"] == "label":
         return {"type": "label", "label": target["value"], "probabilities": {}}
+    if target["type"] == "pair":
+        return {"type": "embedding", "float32": encode_vector(_vector_of(str(target["value"]["item"])))}
     return {"type": "score", "score": target["value"]}
+
+
+def _vector_of(name: str) -> Tensor:
+    """A unit vector that belongs to a name: the same for the same, and none alike for two."""
+    seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
+    return normalize(torch.randn(_GOLD_WIDTH, generator=torch.Generator().manual_seed(seed)), dim=0)
 
 
 def _mask_of(target: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,11 @@ A file holds rows by name::
       metric: {class_path: eval.benchmarks.metric.ExactMatch, init_args: {parts: [answer_type]}}
       generation: {max_new_tokens: 16}          # decoding settings that belong to the protocol
       without: {blind: why}                     # controls that mean nothing here
+      constant: {say: A}                        # or {reader: ARGUMENTS} of another split; see eval.benchmarks.constant
       call: null                                # the task whose call answers every question, if one does
+      given: false                              # whether that call is given instead of being decided by the model
+      hidden: false                             # whether a server has the references, so that nothing is scored here
+      submission: {class_path: ..., init_args: {...}}  # what the server takes; see eval.benchmarks.submissions
       split: val
 
 ``reader``, ``prompt``, ``parser``, ``metric``, ``protocol`` and ``media`` are required. Class paths are compared with
@@ -28,8 +32,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +42,14 @@ from data.records import MEDIA_TYPES, Media, Message, Part, Record
 from data.shards import Sample
 from eval.benchmarks.answer import Answer
 from eval.benchmarks.benchmark import Benchmark, BenchmarkError
+from eval.benchmarks.constant import ConstantReply
 from eval.benchmarks.metric import Answered, Metric
 from eval.benchmarks.parser import Parser
 from eval.benchmarks.prompt import Prompt
 from eval.benchmarks.reader import Item, MediaFile, MediaMembers, Reader
+from eval.benchmarks.submissions.submission import Submission
 from eval.metrics.statistics import Score
-from eval.prediction import Prediction, silent
+from eval.prediction import Prediction
 
 CATALOG = Path(__file__).resolve().parents[2] / "configs" / "benchmarks"
 ALLOWED_CLASSES: frozenset[str] = frozenset(
@@ -61,6 +66,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "eval.benchmarks.parsers.regions.BoxParser",
         "eval.benchmarks.parsers.regions.MaskParser",
         "eval.benchmarks.parsers.regions.ObjectsParser",
+        "eval.benchmarks.parsers.vectors.VectorParser",
         "eval.benchmarks.readers.captions.CocoCaptionsReader",
         "eval.benchmarks.readers.captions.KarpathyReader",
         "eval.benchmarks.readers.captions.RetrievalReader",
@@ -84,6 +90,9 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "eval.benchmarks.readers.speech.SpokenQaReader",
         "eval.benchmarks.readers.speech.TrialsReader",
         "eval.benchmarks.readers.speech.VoiceTsvReader",
+        "eval.benchmarks.readers.vectors.CaptionVectorsReader",
+        "eval.benchmarks.readers.vectors.ClipVectorsReader",
+        "eval.benchmarks.readers.vectors.EntityVectorsReader",
         "eval.benchmarks.scorers.answers.Anls",
         "eval.benchmarks.scorers.answers.ChoiceAccuracy",
         "eval.benchmarks.scorers.answers.CircularAccuracy",
@@ -103,25 +112,24 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
         "eval.benchmarks.scorers.speech.TranslationBleu",
         "eval.benchmarks.scorers.speech.VerificationErrors",
         "eval.benchmarks.scorers.speech.WordErrorRate",
+        "eval.benchmarks.scorers.vectors.VectorRanks",
+        "eval.benchmarks.scorers.vectors.VectorRecall",
+        "eval.benchmarks.scorers.vectors.VectorVerification",
         "eval.benchmarks.scorers.yes_no.MmeScores",
         "eval.benchmarks.scorers.yes_no.PopeScores",
+        "eval.benchmarks.submissions.rows.CallRows",
+        "eval.benchmarks.submissions.rows.JsonRows",
+        "eval.benchmarks.submissions.tables.Lines",
+        "eval.benchmarks.submissions.tables.MmeFiles",
+        "eval.benchmarks.submissions.tables.Table",
     }
 )
-"""The readers, parsers and metrics that a row may name."""
+"""The readers, parsers, metrics and submissions that a row may name."""
 
 _REQUIRED = {"reader", "prompt", "parser", "metric", "protocol", "media"}
-_OPTIONAL = {
-    "title",
-    "source",
-    "folder",
-    "wants",
-    "option",
-    "system",
-    "generation",
-    "without",
-    "call",
-    "split",
-}
+_OPTIONAL = {"title", "source", "folder", "wants", "option", "system", "generation", "without", "call", "split"}
+_OPTIONAL |= {"constant", "given", "hidden", "submission"}
+HIDDEN = "the references are with a server; python -m eval submit writes the file that it takes"
 
 
 class CatalogBenchmark(Benchmark):
@@ -139,14 +147,16 @@ class CatalogBenchmark(Benchmark):
 
     def __init__(self, name: str, row: Mapping[str, Any], data: str | Path, extra: Iterable[str] = ()) -> None:
         _check_row(name, row)
-        self.row = dict(row)
+        self.row, self._extra = dict(row), tuple(extra)
         folder = Path(data) / str(row.get("folder", name))
-        self.reader: Reader = build(row["reader"], f"{name}: reader", Reader, extra, root=folder)
-        self.parser: Parser = build(row["parser"], f"{name}: parser", Parser, extra)
-        self.metric: Metric = build(row["metric"], f"{name}: metric", Metric, extra)
+        self.reader: Reader = build(row["reader"], f"{name}: reader", Reader, self._extra, root=folder)
+        self.parser: Parser = build(row["parser"], f"{name}: parser", Parser, self._extra)
+        self.metric: Metric = build(row["metric"], f"{name}: metric", Metric, self._extra)
         self.prompt = Prompt(row["prompt"], **({"option": row["option"]} if "option" in row else {}))
         self.call = row.get("call")
+        self.given, self.hidden = bool(row.get("given", False)), bool(row.get("hidden", False))
         self.needs_judge = self.metric.needs_judge
+        self._constant = ConstantReply(name, row.get("constant"), self.metric, self._other_reader(name, folder))
         self._last: tuple[Prediction, Answer] | None = None
         super().__init__(
             name,
@@ -182,23 +192,56 @@ class CatalogBenchmark(Benchmark):
         return self._last[1]
 
     def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
-        """The metric's scores, named after the benchmark."""
+        """The metric's scores, named after the benchmark; none where the references are with a server."""
+        if self.hidden:
+            count = sum(1 for _ in predictions)
+            return {name: Score(float("nan"), count, None, HIDDEN, na=HIDDEN) for name in self.metrics}
         self.metric.judge = self.judge
         scores = self.metric.score(Answered(row, self.answer(row)) for row in predictions)
         return {f"{self.name}/{name}": score for name, score in scores.items()}
 
     def right(self, prediction: Prediction) -> bool:
-        """As the metric sees it."""
+        """As the metric sees it; where the references are with a server, whether the reply could be read."""
+        if self.hidden:
+            return self.answer(prediction).parsed
         self.metric.judge = self.judge
         return self.metric.right(Answered(prediction, self.answer(prediction)))
 
-    def constant(self, prediction: Prediction) -> Prediction:
-        """The best constant reply, chosen on the answers that it is scored on: an upper bound of what one can reach."""
-        return self._best(prediction)
+    @property
+    def constant_na(self) -> str:
+        """Why there is no constant reply."""
+        return HIDDEN if self.hidden else self._constant.na
 
-    @cached_property
-    def _best(self) -> Callable[[Prediction], Prediction]:
-        return self.metric.constant(silent(self.name, sample) for sample in self.records())
+    @property
+    def constant_about(self) -> str:
+        """Where the constant reply comes from."""
+        return self._constant.about
+
+    def constant(self, prediction: Prediction) -> Prediction:
+        """The row's constant reply, never chosen on the answers that it is scored on."""
+        return self._constant(prediction)
+
+    @property
+    def submission(self) -> Submission | None:
+        """The file that the benchmark's server takes, where a row says what it is."""
+        spec = self.row.get("submission")
+        if spec is None:
+            return None
+        made: Submission = build(spec, f"{self.name}: submission", Submission, self._extra)
+        made.root = self.reader.root
+        return made
+
+    def _other_reader(self, name: str, folder: Path) -> Reader | None:
+        """The row's reader of the answers that its constant reply is chosen on."""
+        constant = self.row.get("constant")
+        if not isinstance(constant, Mapping) or "reader" not in constant:
+            return None
+        changes = constant["reader"]
+        if not isinstance(changes, Mapping) or not changes:
+            raise BenchmarkError(f"{name}: constant: reader: expected arguments that change, got {changes!r}")
+        spec = {**self.row["reader"], "init_args": {**(self.row["reader"].get("init_args") or {}), **changes}}
+        reader: Reader = build(spec, f"{name}: constant", Reader, self._extra, root=folder)
+        return reader
 
     def _sample(self, item: Item) -> Sample:
         system = self.row.get("system")
@@ -301,9 +344,9 @@ def build(spec: Mapping[str, Any], where: str, kind: type, extra: Iterable[str] 
     arguments = {**given, **(spec.get("init_args") or {})}
     try:
         inspect.signature(made).bind(**arguments)
+        return made(**arguments)  # columns that a reader passes on are checked by its base
     except TypeError as error:
         raise BenchmarkError(f"{where}: {path}: {error}") from None
-    return made(**arguments)
 
 
 def _check_row(name: str, row: Mapping[str, Any]) -> None:

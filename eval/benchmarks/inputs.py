@@ -82,6 +82,11 @@ class InputFiles(Benchmark):
         """Whether the reply parses."""
         return not prediction.failed
 
+    @property
+    def constant_na(self) -> str:
+        """There are no references."""
+        return NO_REFERENCES
+
     def constant(self, prediction: Prediction) -> NoReturn:
         """There is nothing to choose it by.
 

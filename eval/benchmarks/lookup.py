@@ -90,6 +90,7 @@ def benchmark_table(data: str | Path, catalogs: Sequence[str | Path] = (), extra
         wants = files + (f"; {row['wants']}" if row.get("wants") else "")
         there = "[green]yes[/green]" if not missing else f"{len(missing)} missing"
         metrics = ", ".join(metric.removeprefix(f"{name}/") for metric in benchmark.metrics)
+        metrics = "for its server, see submit" if benchmark.hidden else metrics
         table.add_row(name, benchmark.protocol, str(row["media"]), metrics, wants, there)
     table.caption = "and on the quickstart's shards: " + ", ".join(NAMES)
     return table

@@ -36,10 +36,12 @@ class Metric(ABC):
         names: Of its numbers; the benchmark's name is put before them.
         needs_judge: Whether it asks :attr:`judge`; without one its numbers are n/a.
         judge: Set by whoever scores; never chosen by a row.
+        chooses_constant: Whether :meth:`constant` looks at references; if not, its reply is fixed beforehand.
     """
 
     names: tuple[str, ...] = ()
     needs_judge: bool = False
+    chooses_constant: bool = True
     judge: Judge | None = None
 
     @abstractmethod

@@ -26,23 +26,27 @@ class MediaFile:
         type: "image", "video", "audio" or "graph".
         path: Its file, read when it is needed; a missing one costs the sample that shows it and no other.
         data: Its bytes, where they stand in the benchmark's own file (base64 columns, parquet).
+        missing: Why there is nothing to read, such as an empty cell; costs the sample that shows it.
     """
 
     type: MediaType
     path: Path | None = None
     data: bytes | None = None
+    missing: str = ""
 
     @property
     def identity(self) -> str:
         """Equal for media of equal content: the path, or a hash of the bytes."""
-        return str(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest()
+        return self.missing or (str(self.path) if self.data is None else hashlib.sha256(self.data).hexdigest())
 
     def read(self) -> bytes:
         """The bytes.
 
         Raises:
-            MediaError: If the file cannot be read.
+            MediaError: If the file cannot be read, or there is none.
         """
+        if self.missing:
+            raise MediaError(self.missing)
         if self.data is not None:
             return self.data
         assert self.path is not None
@@ -209,3 +213,18 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             if not isinstance(row, dict):
                 raise BenchmarkError(f"'{path}' line {number}: expected a JSON object, got {type(row).__name__}")
             yield number, row
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a text, which end with line feeds and nothing else.
+
+    ``str.splitlines`` also breaks at form feeds and Unicode's line separators, which stand within lines of corpora.
+
+    Raises:
+        BenchmarkError: If it is missing or no UTF-8.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BenchmarkError(f"'{path}': cannot be read: {error}") from None
+    return text.removesuffix("\n").split("\n") if text else []

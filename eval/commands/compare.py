@@ -29,7 +29,7 @@ def run(options: argparse.Namespace) -> int:
     """Compare, print and write."""
     from eval.compare import compare_logs, comparison_table, write_comparisons
 
-    files = [_own_log(path) for path in options.files]
+    files = [own_log(path) for path in options.files]
     judge = chosen_judge(options, files[0])
     found = compare_logs(files, options.data, options.catalog, judge)
     console = Console(width=None if sys.stdout.isatty() else 180)
@@ -45,8 +45,12 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _own_log(path: Path) -> Path:
-    """Of a folder of logs, the model's own."""
+def own_log(path: Path) -> Path:
+    """Of a folder of logs, the model's own.
+
+    Raises:
+        LogError: If there is none, or several.
+    """
     from eval.log import LogError, find_logs, read_log
 
     found = find_logs(path)
@@ -54,5 +58,5 @@ def _own_log(path: Path) -> Path:
         headers = {log: read_log(log).header for log in found}
         found = [log for log, header in headers.items() if header.control is None and not header.constrained]
     if len(found) != 1:
-        raise LogError(f"{path}: expected one log of the model itself among {len(found)}; name the log to compare")
+        raise LogError(f"{path}: expected one log of the model itself among {len(found)}; name it")
     return found[0]

@@ -18,6 +18,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     model.add_argument(
         "--model",
         help="instead of a checkpoint: transformers:DIR (a vision-language, audio or language model of transformers), "
+        "vectors:DIR (a dual encoder or speaker model of transformers), "
         "gold (says the reference), constant or constant:TEXT, replay:LOG (says again "
         "what a log holds), answers:FILE (JSON lines with question_id and text, as LLaVA writes them)",
     )

@@ -15,7 +15,7 @@ CONTROL_WORDS = {
     "shuffled": "media of another sample",
     "zeroed": "encoded features set to zero; where a call answers, it is made for the model",
     "random_weights": "the same model, untrained; of pretrained parts the values in random order",
-    "constant": "the best constant answer, of the validation split where there is one",
+    "constant": "the best constant answer, never chosen on the answers that are scored",
 }
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -62,7 +63,7 @@ def many(data: Path, number: int, missing: Sequence[int] = ()) -> dict[str, Benc
     for i in set(range(7)) - set(missing):
         (data / "many" / "three" / f"{i}.png").write_bytes(encode_png(picture(i, 8)))
     reader = {**ROW["reader"]["init_args"], "fields": {"question": "question"}, "meta": []}
-    row = {**ROW, "reader": {**ROW["reader"], "init_args": reader}, "folder": "many/three"}
+    row = {**ROW, "reader": {**ROW["reader"], "init_args": reader}, "folder": "many/three", "constant": {"say": "q0"}}
     (data / "many.yaml").write_text(yaml.safe_dump({"many": row}))
     return find_benchmarks(data, "test", ["many"], [data / "many.yaml"])
 
@@ -160,6 +161,46 @@ def test_killed_in_the_middle_by_another_process(tmp_path: Path) -> None:
     assert sorted(rest.asked) == sorted({f"q{i}" for i in range(1000)} - before)
     log = read_log(out)
     assert (len(log.keys), log.duplicates) == (999, 0)
+
+
+def test_two_processes_on_one_folder_ask_everything_once(tmp_path: Path) -> None:
+    benchmarks, out = many(tmp_path, 6 * PIECE), tmp_path / "log"
+    fork = multiprocessing.get_context("fork")
+    workers = [fork.Process(target=ask, args=(Echo(0.01), benchmarks, out), kwargs={"chunk": PIECE}) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert [worker.exitcode for worker in workers] == [0, 0]
+    log = read_log(out)
+    assert (len(log.keys), log.duplicates) == (6 * PIECE - 1, 0)  # one is refused
+    assert len(list(out.glob("*.jsonl"))) == 2 and not list(out.rglob("*.claim"))
+    third = Echo()
+    ask(third, benchmarks, out)
+    assert third.asked == ["q13"], "what one of them asked is not asked again"
+
+
+def test_a_full_disk_ends_the_run_and_the_same_command_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    many(tmp_path, 20)
+    out = tmp_path / "log.jsonl"
+    command = ["predict", "--model", "constant:yes", "--benchmark", "many", "--data", str(tmp_path)]
+    command += ["--catalog", str(tmp_path / "many.yaml"), "--out", str(out)]
+    assert main([*command, "--limit", "4"]) == 0
+    before = out.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 100, limits[1]))
+    try:
+        assert main(command) == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    said = capsys.readouterr().err
+    assert "log.jsonl: cannot be written: File too large; what it holds so far is whole" in said.replace("\n", " ")
+    assert out.read_bytes() == before
+    assert main(command) == 0
+    log = read_log(out)
+    assert (len(log.keys), log.torn, log.duplicates) == (20, 0, 0) and out.read_bytes().startswith(before)
 
 
 def test_gold_constant_and_replay(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ ROW: dict[str, Any] = {
     "prompt": ["Context: {hint}", "{question}", "{options}", "Answer in one word."],
     "parser": {"class_path": "eval.benchmarks.parser.Verbatim"},
     "metric": {"class_path": "eval.benchmarks.metric.ExactMatch", "init_args": {"parts": ["kind"]}},
+    "constant": {"say": "red"},
 }
 QUESTIONS = [
     {"id": f"q{i}", "question": "Which?", "options": ["red", "blue"], "image": f"{i // 2}.png", "answer": "red"}

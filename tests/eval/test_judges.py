@@ -171,6 +171,19 @@ def test_a_refused_connection_is_named() -> None:
     assert verdict.text is None and "refused" in verdict.error
 
 
+def test_a_judge_that_times_out_makes_no_score_and_is_named(endpoint: str, tmp_path: Path, log: Path) -> None:
+    row = {**ROW, "metric": {**JUDGED, "init_args": {"template": "{reply}"}}}
+    (tmp_path / "rows.yaml").write_text(yaml.safe_dump({"three": row}))
+    benchmarks = find_benchmarks(tmp_path, "test", ["three"], [tmp_path / "rows.yaml"])
+    ask(ConstantAsker("slow"), benchmarks, tmp_path / "other")
+    judge = EndpointJudge(endpoint, "grader", timeout=0.1, retries=0, wait=0.0)
+    entry = score(tmp_path / "other", Remembered(judge, tmp_path / "verdicts"))
+    assert entry["value"] is None and entry["n"] == 3
+    assert entry["na"] == "3 verdicts are missing (3 x timed out after 0.1 s); score again to ask for them"
+    patient = EndpointJudge(endpoint, "grader", timeout=5.0, retries=0)
+    assert score(tmp_path / "other", Remembered(patient, tmp_path / "verdicts"))["value"] == 0.5
+
+
 def test_the_command_line_chooses_the_judge(endpoint: str, log: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["score", str(log), "--catalog", str(log.parent / "rows.yaml"), "--judge", endpoint]
     assert main(command) == 2

@@ -117,10 +117,16 @@ class ScoreParser(Parser):
 
 
 class RankingParser(Parser):
-    """Scores of candidates: the probabilities of a head's label, else 1 for what the words name and 0 for the rest."""
+    """Scores of candidates: a head's ranking, else the probabilities of its label, else 1 for what the words name.
+
+    Of a head that lists its best candidates only, the rest lies below and ties.
+    """
 
     def parse(self, row: Prediction) -> Answer:
         """Candidate -> score."""
+        ranking = row.first_result("ranking")
+        if ranking is not None and ranking["items"]:
+            return Answer(dict(zip(map(str, ranking["items"]), map(float, ranking["scores"]), strict=True)))
         result = row.first_result("label")
         if result is not None and result["probabilities"]:
             return Answer({str(name): float(value) for name, value in result["probabilities"].items()})

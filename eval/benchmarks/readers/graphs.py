@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from data.converters.conversion import ConversionError
 from data.converters.graph_tables import read_triples
 from eval.benchmarks.benchmark import BenchmarkError
-from eval.benchmarks.reader import Item, Reader, below
+from eval.benchmarks.reader import Item, Reader, below, read_lines
 from eval.benchmarks.readers.text_graphs import SOURCES, Neighbourhood, TextGraph
+
+Triple = tuple[str, str, str]
+"""Head, relation, tail."""
 
 
 class NodeReader(Reader):
@@ -148,6 +151,7 @@ class TriplesReader(Reader):
         root: The benchmark's folder.
         texts: TSV of entity and text, if there is one; entities stand for themselves without.
         sides: "tail", "head" or both.
+        split: Whose triples are asked, "test" or "valid".
         hops: Of the training neighbourhood that is shown; 0 shows none.
         limit: Its nodes.
     """
@@ -157,68 +161,68 @@ class TriplesReader(Reader):
         root: str | Path,
         texts: str | None = None,
         sides: Sequence[str] = ("tail", "head"),
+        split: str = "test",
         hops: int = 1,
         limit: int = 32,
     ) -> None:
         super().__init__(root)
         self.texts, self.sides, self.hops, self.limit = texts, tuple(sides), hops, limit
+        if split not in ("test", "valid"):
+            raise BenchmarkError(f"split: expected 'test' or 'valid', got '{split}'")
+        self.split = split
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """Test, validation and training triples, and texts."""
-        names = ["test.txt", "valid.txt", "train.txt", *([self.texts] if self.texts else [])]
+        """The triples that are asked, the other ones that are not for training, those that are, and texts."""
+        other = "valid" if self.split == "test" else "test"
+        names = [f"{self.split}.txt", f"{other}.txt", "train.txt", *([self.texts] if self.texts else [])]
         return tuple(below(self.root, name) for name in names)
 
     def items(self) -> Iterator[Item]:
         """One per test triple and side."""
-        try:
-            parts = [read_triples(path) for path in self.files[:3]]
-        except ConversionError as error:
-            raise BenchmarkError(str(error)) from None
-        names = self._names()
-        everything = [triple for part in parts for triple in part]
-        entities = {entity for head, _, tail in everything for entity in (head, tail)}
-        tails: dict[tuple[str, str], set[str]] = defaultdict(set)
-        heads: dict[tuple[str, str], set[str]] = defaultdict(set)
-        for head, relation, tail in everything:
-            tails[head, relation].add(tail)
-            heads[relation, tail].add(head)
+        parts, names = self.triples(), self.names()
+        num_entities = len(entities_of(parts))
         graph = _relation_graph(parts[2], names)
         place = {name: number for number, name in enumerate(graph.names)}
-        for number, (head, relation, tail) in enumerate(parts[0]):
-            for side in self.sides:
-                given, asked = (head, tail) if side == "tail" else (tail, head)
-                others = (tails[head, relation] if side == "tail" else heads[relation, tail]) - {asked}
-                shown = {}
-                if self.hops and given in place:
-                    shown["graph"] = Neighbourhood(
-                        "graph", graph=graph, node=place[given], hops=2 * self.hops, limit=self.limit
-                    )
-                words = (names.get(given, given), relation, "?")
-                yield Item(
-                    key=f"{number}/{side}",
-                    fields={"triple": " – ".join(words if side == "tail" else words[::-1])},
-                    media=shown,
-                    answer=names.get(asked, asked),
-                    cluster=str(number),
-                    meta={
-                        "side": side,
-                        "relation": relation,
-                        "known": sorted(names.get(other, other) for other in others),
-                        "num_candidates": len(entities),
-                    },
+        for asked in completions(parts, self.sides):
+            shown = {}
+            if self.hops and asked.given in place:
+                shown["graph"] = Neighbourhood(
+                    "graph", graph=graph, node=place[asked.given], hops=2 * self.hops, limit=self.limit
                 )
+            words = (names.get(asked.given, asked.given), asked.relation, "?")
+            yield Item(
+                key=asked.key,
+                fields={"triple": " – ".join(words if asked.side == "tail" else words[::-1])},
+                media=shown,
+                answer=names.get(asked.right, asked.right),
+                cluster=str(asked.number),
+                meta={
+                    "side": asked.side,
+                    "relation": asked.relation,
+                    "known": sorted(names.get(other, other) for other in asked.known),
+                    "num_candidates": num_entities,
+                },
+            )
 
-    def _names(self) -> dict[str, str]:
+    def triples(self) -> list[list[Triple]]:
+        """Of the first three files.
+
+        Raises:
+            BenchmarkError: If one is missing or malformed.
+        """
+        try:
+            return [read_triples(path) for path in self.files[:3]]
+        except ConversionError as error:
+            raise BenchmarkError(str(error)) from None
+
+    def names(self) -> dict[str, str]:
+        """Entity -> what it is called, different for every entity; empty where there are no texts."""
         if not self.texts:
             return {}
-        try:
-            lines = self.files[3].read_text(encoding="utf-8").splitlines()
-        except (OSError, UnicodeDecodeError) as error:
-            raise BenchmarkError(f"'{self.files[3]}': cannot be read: {error}") from None
         names: dict[str, str] = {}
         taken: set[str] = set()
-        for line in lines:
+        for line in read_lines(self.files[3]):
             entity, _, text = line.partition("\t")
             if entity:
                 text = text.strip() or entity
@@ -226,6 +230,52 @@ class TriplesReader(Reader):
                 names[entity] = text if text not in taken else f"{text} ({entity})"
                 taken.add(names[entity])
         return names
+
+
+@dataclass(frozen=True)
+class Completion:
+    """A triple with one end left open.
+
+    Args:
+        number: Of the triple, from 0.
+        side: The end that is asked for, "tail" or "head".
+        given: The entity at the other end.
+        relation: Between them.
+        right: The entity that is asked for.
+        known: Others that are right as well.
+    """
+
+    number: int
+    side: str
+    given: str
+    relation: str
+    right: str
+    known: Collection[str]
+
+    @property
+    def key(self) -> str:
+        """Unique among all."""
+        return f"{self.number}/{self.side}"
+
+
+def completions(parts: Sequence[Sequence[Triple]], sides: Sequence[str]) -> Iterator[Completion]:
+    """Every triple of the first part, asked for each side; what any part holds is known."""
+    tails: dict[tuple[str, str], set[str]] = defaultdict(set)
+    heads: dict[tuple[str, str], set[str]] = defaultdict(set)
+    for part in parts:
+        for head, relation, tail in part:
+            tails[head, relation].add(tail)
+            heads[relation, tail].add(head)
+    for number, (head, relation, tail) in enumerate(parts[0]):
+        for side in sides:
+            given, right = (head, tail) if side == "tail" else (tail, head)
+            known = (tails[head, relation] if side == "tail" else heads[relation, tail]) - {right}
+            yield Completion(number, side, given, relation, right, known)
+
+
+def entities_of(parts: Sequence[Sequence[Triple]]) -> list[str]:
+    """All entities, in the order in which they come."""
+    return list(dict.fromkeys(entity for part in parts for head, _, tail in part for entity in (head, tail)))
 
 
 def _relation_graph(triples: Sequence[tuple[str, str, str]], names: Mapping[str, str]) -> TextGraph:

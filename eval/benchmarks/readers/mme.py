@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from eval.benchmarks.benchmark import BenchmarkError
-from eval.benchmarks.reader import Item, MediaFile, Reader
+from eval.benchmarks.reader import Item, MediaFile, Reader, read_lines
 from eval.metrics.answers.yes_no import MME_COGNITION, MME_PERCEPTION
 
 _ASKED = "Please answer yes or no."
@@ -16,7 +16,8 @@ _IMAGES = (".jpg", ".png", ".jpeg")
 class MmeReader(Reader):
     """``SUBTASK/NAME.txt`` with lines ``QUESTION<tab>Yes|No`` beside ``SUBTASK/NAME.jpg``, as the release has it.
 
-    Some subtasks of the release keep texts in ``questions_answers_YN/`` and images in ``images/``; both are read.
+    In artwork, celebrity, landmark, posters and scene texts lie in ``questions_answers_YN/`` and images in ``images/``;
+    a subtask may have either form.
 
     Args:
         root: The benchmark's folder.
@@ -46,24 +47,25 @@ class MmeReader(Reader):
             image = next(
                 (images / (path.stem + end) for end in _IMAGES if (images / (path.stem + end)).is_file()), None
             )
+            shown = image or images / f"{path.stem}{_IMAGES[0]}"
             for number, (question, answer) in enumerate(_lines(path)):
-                if self.plain:
-                    question = question.replace(_ASKED, "").strip()
                 yield Item(
                     key=f"{folder.name}/{path.stem}/{number}",
-                    fields={"question": question},
-                    media={"image": MediaFile("image", image or images / f"{path.stem}{_IMAGES[0]}")},
+                    fields={"question": question.replace(_ASKED, "").strip() if self.plain else question},
+                    media={"image": MediaFile("image", shown)},
                     answer=answer.capitalize(),
-                    meta={"subtask": folder.name, "image": f"{folder.name}/{path.stem}", "gold": answer},
+                    meta={
+                        "subtask": folder.name,
+                        "image": f"{folder.name}/{path.stem}",
+                        "gold": answer,
+                        "file": shown.name,
+                        "question": question,
+                    },
                 )
 
 
 def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"'{path}': cannot be read: {error}") from None
-    kept = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    kept = [(number, line) for number, line in enumerate(read_lines(path), 1) if line.strip()]
     if len(kept) != 2:
         raise BenchmarkError(f"'{path}': expected two questions, got {len(kept)}")
     for number, line in kept:

@@ -62,19 +62,24 @@ class RotatedReader(TableReader):
         root: The benchmark's folder.
         file: The TSV. If it holds the rotations itself (indices of a million and more), those are asked.
         circular: Ask every rotation, or the question as it is only.
+        as_filed: Ask the rows of the file and nothing else, as a server that holds their answers expects.
         **columns: As in :class:`eval.benchmarks.readers.rows.RowsReader`.
     """
 
-    def __init__(self, root: str | Path, file: str, circular: bool = True, **columns: Any) -> None:
+    def __init__(
+        self, root: str | Path, file: str, circular: bool = True, as_filed: bool = False, **columns: Any
+    ) -> None:
         super().__init__(root, file, **columns)
-        self.circular = circular
+        self.circular, self.as_filed = circular, as_filed
 
     def items(self) -> Iterator[Item]:
         """Rotations of a question follow one another, or stand where the file has them."""
         counts: dict[int, int] = {}
+        self._rotated = False
         for place, row in super().rows():
             try:
                 counts[_group(row)] = counts.get(_group(row), 0) + 1
+                self._rotated = self._rotated or int(row["index"]) >= _ROTATION
             except (KeyError, ValueError):
                 raise BenchmarkError(f"{place}: expected a whole number 'index', got {row.get('index')!r}") from None
         self._counts = counts
@@ -98,10 +103,10 @@ class RotatedReader(TableReader):
         group, given = _group(row), int(row["index"]) // _ROTATION
         for item in super().items_of(row):
             options = item.meta["options"]
-            if self._counts[group] > 1 or not self.circular:
-                if given and not self.circular:
+            if self._rotated or self.as_filed or not self.circular:
+                if given and not self.circular and not self.as_filed:
                     return
-                count = self._counts[group] if self.circular else 1
+                count = self._counts[group] if self.circular or self.as_filed else 1
                 yield replace(item, meta={**item.meta, "group": group, "rotation": given, "rotations": count})
                 continue
             gold = LETTERS.index(item.answer) if item.answer else 0
@@ -173,11 +178,12 @@ class MmmuReader(TableReader):
         root: The benchmark's folder.
         file: Pattern of the parquet files.
         instructions: "multiple-choice" and "open" -> the prompt's field ``instruction``.
+        answers: Whether the files hold answers; those of the test split say "?".
     """
 
-    def __init__(self, root: str | Path, file: str, instructions: Mapping[str, str]) -> None:
+    def __init__(self, root: str | Path, file: str, instructions: Mapping[str, str], answers: bool = True) -> None:
         super().__init__(root, file, key="id", meta=("question_type", "subfield", "topic_difficulty", "img_type"))
-        self.instructions = dict(instructions)
+        self.instructions, self.answers = dict(instructions), answers
 
     def items_of(self, row: Row) -> Iterator[Item]:
         """One question with its images in their places."""
@@ -186,6 +192,8 @@ class MmmuReader(TableReader):
             raise ValueError(f"question_type: expected one of {sorted(self.instructions)}, got '{kind}'")
         media = {f"image{n}": self._held("image", row[f"image_{n}"]) for n in range(1, 8) if row.get(f"image_{n}")}
         options = _literal_list(row.get("options"), "options")
+        for name in sorted({f"image{number}" for number in _NUMBERED.findall(f"{row['question']} {options}")}):
+            media.setdefault(name, MediaFile("image", missing=f"expected its image in '{name}', got an empty cell"))
         fields: dict[str, Any] = {
             "question": _numbered(str(row["question"])),
             "options": [_numbered(option) for option in options],
@@ -195,7 +203,7 @@ class MmmuReader(TableReader):
         domain = next((name for name, own in DOMAINS.items() if subject in own), "other")
         meta = {name: row[name] for name in self.meta if row.get(name) is not None}
         meta |= {"subject": subject, "domain": domain, "options": options}
-        answer = str(row.get("answer") or "")
+        answer = str(row.get("answer") or "") if self.answers else ""
         if kind == "open" and answer:
             meta["answers"] = _literal_list(answer, "answer") if answer.startswith("[") else [answer]
             answer = meta["answers"][0]

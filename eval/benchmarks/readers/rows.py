@@ -9,7 +9,9 @@ import json
 import re
 import sys
 from abc import abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from string import Formatter
 from typing import Any
@@ -37,8 +39,9 @@ class RowsReader(Reader):
         fields: Field of the prompt -> ENTRY or PATTERN; a list is joined by commas.
         options: ENTRY with a list of options, or one ENTRY per option, of which those without a text are left out.
         media: Name (a media type, perhaps with a number) -> PATTERN of a file below ``root``, or ENTRY that holds the
-            medium itself: bytes, base64, Hugging Face's ``{"bytes", "path"}``, or a list of them. Where a row has none,
-            it shows none.
+            medium itself: bytes, base64, Hugging Face's ``{"bytes", "path"}``, or a list of them. A row without one
+            is not asked, and named, unless ``spare_media``.
+        spare_media: Whether rows may show nothing, such as questions of text alone.
         answer: ENTRY of the gold reply, or one of ``{index: ENTRY}`` (a number that becomes the option's letter),
             ``{text: ENTRY}`` (an option's text that does), ``{any: ENTRY}`` (a list of golds, texts or
             ``{"answer": text}``, of which the one that the others agree with best is said), ``{most: ENTRY}`` (the most
@@ -58,11 +61,13 @@ class RowsReader(Reader):
         answer: str | Mapping[str, str] | None = None,
         meta: Sequence[str] = (),
         where: Mapping[str, Any] | None = None,
+        spare_media: bool = False,
     ) -> None:
         super().__init__(root)
         self.key, self.options, self.answer = key, options, answer
         self.fields = dict(fields or {"question": "question"})
         self.media, self.meta, self.where = dict(media or {}), tuple(meta), dict(where or {})
+        self.spare_media = spare_media
 
     @abstractmethod
     def rows(self) -> Iterator[tuple[str, Row]]:
@@ -109,16 +114,23 @@ class RowsReader(Reader):
         found: dict[str, MediaFile] = {}
         for name, spec in self.media.items():
             kind: Any = name.rstrip("_0123456789")
-            if "{" in spec:
-                entries = [entry for _, entry, _, _ in Formatter().parse(spec) if entry]
-                if all(find(row, entry) not in (None, "") for entry in entries):
-                    found[name] = MediaFile(kind, below(self.root, fill(spec, row)))
-                continue
-            value = find(row, spec, None)
-            cells = value if isinstance(value, list) else [] if value in (None, "") else [value]
-            for number, cell in enumerate(cells):
-                found[name if len(cells) == 1 else f"{name}{number}"] = self._held(kind, cell)
+            own = list(self._media(kind, spec, row))
+            if not own and not self.spare_media:
+                own = [MediaFile(kind, missing=f"expected its {kind} in '{spec}', got an empty cell")]
+            found |= {name if len(own) == 1 else f"{name}{number}": item for number, item in enumerate(own)}
         return found
+
+    def _media(self, kind: Any, spec: str, row: Row) -> Iterator[MediaFile]:
+        if "{" in spec:
+            entries = [entry for _, entry, _, _ in Formatter().parse(spec) if entry]
+            if all(find(row, entry) not in (None, "") for entry in entries):
+                yield MediaFile(kind, below(self.root, fill(spec, row)))
+            return
+        value = find(row, spec, None)
+        for cell in value if isinstance(value, list) else [value]:
+            held = (cell.get("bytes") or cell.get("path")) if isinstance(cell, Mapping) else cell
+            if held not in (None, "", b""):
+                yield self._held(kind, cell)
 
     def _held(self, kind: Any, cell: Any) -> MediaFile:
         if isinstance(cell, Mapping):
@@ -321,9 +333,14 @@ def _best(golds: Sequence[str], worth: Callable[[str], float] | None = None) -> 
 
 def _json_rows(path: Path, inside: str | None) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        value = json.loads(path.read_bytes())
+        data = path.read_bytes()
+        # Rows by name: the JSON parser would keep the last of several rows of one name, and say nothing.
+        by_name = inside is None and data[:64].lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"{"
+        value = json.loads(data, object_pairs_hook=partial(_distinct, path) if by_name else None)
     except OSError as error:
         raise BenchmarkError(f"'{path}': cannot be read: {error.strerror}") from None
+    except BenchmarkError:
+        raise
     except json.JSONDecodeError as error:
         if not error.msg.startswith("Extra data"):
             raise BenchmarkError(f"'{path}': expected JSON, got {error}") from None
@@ -344,6 +361,15 @@ def _json_rows(path: Path, inside: str | None) -> Iterator[tuple[str, dict[str, 
     else:
         raise BenchmarkError(f"'{path}': expected a list or an object of rows, got {type(value).__name__}")
     yield from pairs
+
+
+def _distinct(path: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, if no name is there twice."""
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise BenchmarkError(f"'{path}': expected every entry once, got '{twice}' again")
+    return made
 
 
 def _object(path: Path, row: Any) -> dict[str, Any]:

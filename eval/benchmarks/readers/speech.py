@@ -18,7 +18,7 @@ from data.converters.voice_tsv import read_tsv
 from data.converters.wavllm import WANTED, read_slice
 from data.media import MediaError
 from eval.benchmarks.benchmark import BenchmarkError
-from eval.benchmarks.reader import Item, MediaFile, Reader, below
+from eval.benchmarks.reader import Item, MediaFile, Reader, below, read_lines
 
 _UTTERANCE = re.compile(r"\[[\d.]+ - [\d.]+\]\t(\w+)\t(\w+)\t\[")
 
@@ -51,8 +51,9 @@ class Excerpt(MediaFile):
         """
         try:
             with soundfile.SoundFile(str(self.path)) as file:
-                file.seek(round(self.start * file.samplerate))
-                wanted = round(self.duration * file.samplerate)
+                # Whole samples as fairseq cuts them: both numbers are cut off, not rounded.
+                file.seek(int(self.start * file.samplerate))
+                wanted = int(self.duration * file.samplerate)
                 samples = file.read(wanted, dtype="int16")
                 rate = file.samplerate
         except (soundfile.SoundFileError, OSError, RuntimeError) as error:
@@ -191,7 +192,7 @@ class MustCReader(Reader):
             )
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise BenchmarkError(f"'{cuts_file}': expected a YAML list of cuts, got {error}") from None
-        texts = [_all_lines(path) for path in (transcripts_file, translations_file)]
+        texts = [read_lines(path) for path in (transcripts_file, translations_file)]
         if not isinstance(cuts, list) or {len(own) for own in texts} != {len(cuts)}:
             raise BenchmarkError(
                 f"'{cuts_file}': expected a text for every cut, got {len(cuts or ())} cuts and "
@@ -235,19 +236,28 @@ class TrialsReader(Reader):
 
     def items(self) -> Iterator[Item]:
         """One per trial."""
+        for first, second, match in self.trials():
+            names = {"audio0": first, "audio1": second}
+            yield Item(
+                key=f"{first} {second}",
+                fields={},
+                media={n: MediaFile("audio", below(self.root, f"{self.clips}/{file}")) for n, file in names.items()},
+                answer="yes" if match else "no",
+                cluster=first.split("/")[0],
+                meta={"match": match},
+            )
+
+    def trials(self) -> Iterator[tuple[str, str, bool]]:
+        """(clip, clip, whether both have one speaker).
+
+        Raises:
+            BenchmarkError: If the file is missing or a line is no trial.
+        """
         for number, line in enumerate(_text_lines(self.files[0]), 1):
             cells = line.split()
             if len(cells) != 3 or cells[0] not in ("0", "1"):
                 raise BenchmarkError(f"'{self.files[0]}' line {number}: expected '0|1 FILE FILE', got {line!r:.80}")
-            names = {"audio0": cells[1], "audio1": cells[2]}
-            yield Item(
-                key=f"{cells[1]} {cells[2]}",
-                fields={},
-                media={n: MediaFile("audio", below(self.root, f"{self.clips}/{file}")) for n, file in names.items()},
-                answer="yes" if cells[0] == "1" else "no",
-                cluster=cells[1].split("/")[0],
-                meta={"match": cells[0] == "1"},
-            )
+            yield cells[1], cells[2], cells[0] == "1"
 
 
 class IemocapReader(Reader):
@@ -339,12 +349,5 @@ def _rows(path: Path, wanted: set[str]) -> Iterator[dict[str, str]]:
         raise BenchmarkError(str(error)) from None
 
 
-def _all_lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BenchmarkError(f"'{path}': cannot be read: {error}") from None
-
-
 def _text_lines(path: Path) -> list[str]:
-    return [line for line in _all_lines(path) if line.strip()]
+    return [line for line in read_lines(path) if line.strip()]

@@ -128,7 +128,9 @@ def read_ogbn_arxiv(root: Path, texts: str = "titleabs.tsv") -> TextGraph:
     Raises:
         BenchmarkError: If files are not there or do not fit together.
     """
-    papers = [row[1] for row in _csv(root / "mapping" / "nodeidx2paperid.csv.gz")[1:]]
+    path = root / "mapping" / "nodeidx2paperid.csv.gz"
+    papers = [row[1] for row in _csv(path)[1:]]
+    _check_once(papers, path)
     classes = {row[0]: _category(row[1]) for row in _csv(root / "mapping" / "labelidx2arxivcategeory.csv.gz")[1:]}
     labels = [classes[row[0]] for row in _csv(root / "raw" / "node-label.csv.gz")]
     splits = [""] * len(papers)
@@ -192,10 +194,14 @@ SOURCES: Mapping[str, Callable[..., TextGraph]] = {
 }
 
 
+def _check_once(names: Sequence[str], path: Path) -> None:
+    if len(set(names)) != len(names):
+        raise BenchmarkError(f"'{path}': expected every node once, got {len(names) - len(set(names))} again")
+
+
 def _edges(names: Sequence[str], pairs: Iterator[tuple[str, str]], path: Path) -> list[tuple[int, int]]:
     index = {name: number for number, name in enumerate(names)}
-    if len(index) != len(names):
-        raise BenchmarkError(f"'{path}': expected every node once, got {len(names) - len(index)} again")
+    _check_once(names, path)
     try:
         return list(dict.fromkeys((index[a], index[b]) for a, b in pairs))
     except KeyError as error:
@@ -240,7 +246,7 @@ def _category(name: str) -> str:
 
 
 def _texts(path: Path) -> dict[str, str]:
-    rows = (line.split("\t") for line in _read(path).splitlines() if "\t" in line)
+    rows = (line.split("\t") for line in _read(path).split("\n") if "\t" in line)
     return {row[0].strip(): tidy(" ".join(row[1:])) for row in rows}
 
 

@@ -11,7 +11,7 @@ from eval.benchmarks.benchmark import answers_with, says
 from eval.benchmarks.metric import Answered, Metric, parts_of
 from eval.benchmarks.scorers.matches import WORST_WITHOUT, tally_matches
 from eval.metrics.ranking import average_precision, roc_auc
-from eval.metrics.retrieval import best_ranks, hits_at, rank_among
+from eval.metrics.retrieval import best_ranks, hits_at, link_hits_at, rank_among
 from eval.metrics.statistics import Score
 from eval.prediction import Prediction
 from eval.tally import Reduce, Tally
@@ -62,15 +62,23 @@ class LabelScores(Metric):
 
 
 class MatchScores(Metric):
-    """Area under the ROC curve, average precision and accuracy at one half of scores for ``meta.match``.
+    """Area under the ROC curve, average precision, accuracy at one half, and Hits@K of scores for ``meta.match``.
 
-    A reply without a score counts as the worst one.
+    Hits@K is the share of matches that score above the K-th best of the others, as OGB has it for links. A reply
+    without a score counts as the worst one.
+
+    Args:
+        hits: K.
     """
 
-    names = ("auc", "ap", "accuracy")
+    chooses_constant = False
+
+    def __init__(self, hits: int = 100) -> None:
+        self.hits = hits
+        self.names = ("auc", "ap", "accuracy", f"hits{hits}")
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
-        """All three."""
+        """All four; Hits@K where there are so many others."""
         tally, words = tally_matches(answers), WORST_WITHOUT
         reductions: dict[str, tuple[Reduce, str]] = {
             "auc": (_of_matches(roc_auc), f"area under the ROC curve, ties half; {words}"),
@@ -80,7 +88,19 @@ class MatchScores(Metric):
                 f"accuracy at a score of one half; {words}",
             ),
         }
-        return {name: tally.statistic(reduce, text) for name, (reduce, text) in reductions.items()}
+        scores = {name: tally.statistic(reduce, text) for name, (reduce, text) in reductions.items()}
+        others = int((tally.columns[:, 1] == 0).sum())
+        text = f"share of matches above the {self.hits}. best of {others} others; {words}"
+        if others < self.hits:
+            reason = f"needs {self.hits} pairs that do not match, got {others}"
+            scores[self.names[3]] = Score(float("nan"), len(tally), None, text, na=reason)
+        else:
+            scores[self.names[3]] = tally.statistic(self._hits, text)
+        return scores
+
+    def _hits(self, rows: NDArray[np.float64]) -> float:
+        matches = rows[:, 1] > 0
+        return link_hits_at(rows[matches, 0], rows[~matches, 0], self.hits) if matches.any() else float("nan")
 
     def right(self, answered: Answered) -> bool:
         """Whether the score lies on the right side of one half."""
@@ -131,6 +151,7 @@ class RetrievalRecall(Metric):
     """Recall@1, 5, 10 from scores of pairs, in both directions, within the blocks of the reader; ties averaged."""
 
     names = ("i2t_r1", "i2t_r5", "i2t_r10", "t2i_r1", "t2i_r5", "t2i_r10")
+    chooses_constant = False
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
         """All six; a pair without a score has the lowest. n counts pairs."""

@@ -28,6 +28,7 @@ class BoxAccuracy(Metric):
     """
 
     names = ("acc50", "mean_iou")
+    chooses_constant = False
 
     def __init__(self, parts: Sequence[str] = ()) -> None:
         self.parts = tuple(parts)
@@ -63,6 +64,7 @@ class MaskScores(Metric):
     """
 
     names = ("giou", "ciou")
+    chooses_constant = False
 
     def __init__(self, parts: Sequence[str] = ()) -> None:
         self.parts = tuple(parts)
@@ -106,6 +108,7 @@ class DetectionScores(Metric):
     """COCO's mAP, by pycocotools."""
 
     names = ("ap", "ap50")
+    chooses_constant = False
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
         """AP over IoU 0.5 to 0.95 and at 0.5; the other numbers of COCO's summary are parts of the first."""

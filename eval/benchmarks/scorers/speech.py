@@ -30,6 +30,7 @@ class WordErrorRate(Metric):
     """
 
     names = ("wer",)
+    chooses_constant = False
 
     def __init__(
         self, normaliser: str = "whisper-english", spelling: str | None = None, parts: Sequence[str] = ()
@@ -124,20 +125,11 @@ class VerificationErrors(Metric):
     """
 
     names = ("eer", "min_dcf")
+    chooses_constant = False
 
     def score(self, answers: Iterable[Answered]) -> dict[str, Score]:
         """Both."""
-        tally, words = tally_matches(answers), WORST_WITHOUT
-        return {
-            "eer": tally.statistic(
-                _verification(equal_error_rate), f"equal error rate, interpolated; {words}", higher_is_better=False
-            ),
-            "min_dcf": tally.statistic(
-                _verification(minimum_detection_cost),
-                f"minimum of the normalised detection cost, p = 0.05, equal costs; {words}",
-                higher_is_better=False,
-            ),
-        }
+        return verification_scores(tally_matches(answers), WORST_WITHOUT)
 
     def right(self, answered: Answered) -> bool:
         """Whether the score lies on the right side of one half."""
@@ -146,6 +138,25 @@ class VerificationErrors(Metric):
     def constant(self, rows: Iterable[Prediction]) -> Callable[[Prediction], Prediction]:
         """Always yes."""
         return lambda row: says(row, "yes")
+
+
+def verification_scores(tally: Tally, words: str) -> dict[str, Score]:
+    """``eer`` and ``min_dcf``.
+
+    Args:
+        tally: Score, and 1 for a match or 0, of every trial.
+        words: What else the protocol says.
+    """
+    return {
+        "eer": tally.statistic(
+            _verification(equal_error_rate), f"equal error rate, interpolated; {words}", higher_is_better=False
+        ),
+        "min_dcf": tally.statistic(
+            _verification(minimum_detection_cost),
+            f"minimum of the normalised detection cost, p = 0.05, equal costs; {words}",
+            higher_is_better=False,
+        ),
+    }
 
 
 def _verification(function: Callable[..., float]) -> Callable[[NDArray[np.float64]], float]:

@@ -100,7 +100,7 @@ class MmeScores(Metric):
                 f"the first four characters of a reply count{missing}"
             )
             if len(tally):
-                scores[name] = replace(tally.statistic(_mme, words), n=sum(counts.values()))
+                scores[name] = replace(tally.statistic(_mme, words, corpus=True), n=sum(counts.values()))
             else:
                 scores[name] = Score(float("nan"), 0, None, words, na=f"no {name} subtask was asked")
         return scores

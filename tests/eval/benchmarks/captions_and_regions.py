@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 from typing import Any
 
-from tests.eval.benchmarks.fixture import Fixture, picture, repeat, write
+from tests.eval.benchmarks.fixture import Fixture, copied, picture, repeat, write
 
 CAPTIONS = [
     ["A man rides a tall wave.", "a surfer on a big blue wave"],
@@ -31,6 +31,7 @@ def karpathy(file: str, images: str, folders: bool) -> Any:
             }
             rows.append(row | ({"filepath": "val2014", "cocoid": 500 + i} if folders else {}))
         rows.append({**rows[0], "split": "train"})
+        rows.append({**rows[1], "split": "val"})
         write(folder / file, {"images": rows, "dataset": "coco"})
 
     return make
@@ -159,6 +160,7 @@ FIXTURES = {
     "coco_captions_val2017": Fixture(
         coco_captions("annotations/captions_val2017.json", "val2017", False), 4, {}, SELF,
         repeat("annotations/captions_val2017.json", "images"),
+        {"annotations/captions_val2017.json": "annotations/captions_train2017.json"},
     ),
     "nocaps": Fixture(
         coco_captions("nocaps_val_4500_captions.json", "images", True), 4, {}, SELF,
@@ -171,6 +173,18 @@ FIXTURES = {
         again=karpathy_again("dataset_flickr30k.json"),
     ),
     "coco_retrieval": Fixture(_COCO, 32, {"i2t_r1": 0.0, "i2t_r5": 1.0}, again=karpathy_again("dataset_coco.json")),
+    "nocaps_test": Fixture(
+        copied(
+            coco_captions("nocaps_val_4500_captions.json", "images", True),
+            "nocaps_val_4500_captions.json", "nocaps_test_image_info.json", ["domain"],
+        ), 4, {}, again=repeat("nocaps_test_image_info.json", "images"),
+    ),
+    # Everything ties again; four images and their eight captions are embedded.
+    "flickr30k_vectors": Fixture(
+        _FLICKR, 12, {"i2t_r1": 0.0, "i2t_r5": 1.0, "t2i_r1": 0.0, "t2i_r5": 1.0},
+        again=karpathy_again("dataset_flickr30k.json"),
+    ),
+    "coco_vectors": Fixture(_COCO, 12, {"i2t_r1": 0.0, "i2t_r5": 1.0}, again=karpathy_again("dataset_coco.json")),
     "refcoco": _REFCOCO,
     "refcoco_plus": _REFCOCO,
     "refcocog": Fixture(refcoco("umd", UMD), 6, WHOLE_G, again=refcoco_again("umd")),
@@ -181,7 +195,8 @@ FIXTURES = {
     "refcocog_masks": Fixture(refcoco("umd", UMD), 6, WHOLE_G_MASK, again=refcoco_again("umd")),
     # 16 pixels of 96 twice, 16 of 96 - 48 once, all of 96 once.
     "reasonseg": Fixture(
-        reasonseg, 4, {"giou": (16 / 96 + 16 / 48 + 16 / 96 + 1) / 4, "ciou": (3 * 16 + 96) / (3 * 96 + 48)}
+        reasonseg, 4, {"giou": (16 / 96 + 16 / 48 + 16 / 96 + 1) / 4, "ciou": (3 * 16 + 96) / (3 * 96 + 48)},
+        no_ids="its questions are files",
     ),
     "coco_detection": Fixture(
         detection, 4, {"ap": 0.0, "ap50": 0.0}, again=repeat("annotations/instances_val2017.json", "images")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +32,13 @@ def scienceqa(folder: Path) -> None:
             "split": "test",
         }
     problems["9"] = {**problems["0"], "split": "train"}
+    problems["8"] = {**problems["0"], "split": "val"}
     write(folder / "problems.json", problems)
-    write(folder / "pid_splits.json", {"train": ["9"], "test": ["0", "1", "2", "3", "4"]})
+    write(folder / "pid_splits.json", {"train": ["9"], "val": ["8"], "test": ["0", "1", "2", "3", "4"]})
 
 
 def scienceqa_again(folder: Path) -> None:
-    write(folder / "pid_splits.json", {"test": ["0", "1", "0"]})
+    write(folder / "pid_splits.json", {"val": ["8"], "test": ["0", "1", "0"]})
 
 
 def mmbench(folder: Path) -> None:
@@ -163,21 +165,73 @@ def physbench(folder: Path) -> None:
     write(folder / "test.json", rows)
 
 
+def physbench_test(folder: Path) -> None:
+    physbench(folder)
+    rows = json.loads((folder / "test.json").read_text())
+    hidden = [{**row, "split": "test" if row["split"] == "val" else "val"} for row in rows]
+    for row in hidden:
+        del row["answer"]
+    write(folder / "test.json", hidden)
+
+
+def mmbench_test(folder: Path) -> None:
+    """A server's file: rotations as rows of their own, no answers."""
+    rows = []
+    for i in range(2):
+        for turn in range(2):
+            options = {"A": "=1+1", "B": "https://blue.example"} if turn else {"A": "https://blue.example", "B": "=1+1"}
+            rows.append(
+                {
+                    "index": i + turn * 1_000_000,
+                    "question": "Which colour?",
+                    "hint": "",
+                    **options,
+                    "C": "",
+                    "D": "",
+                    "category": "color",
+                    "l2-category": "perception",
+                    "image": base64_picture(i) if not turn else str(i),
+                    "split": "test",
+                }
+            )
+    write_tsv(folder / "mmbench_test_en_20231003.tsv", rows)
+
+
+def mmmu_test(folder: Path) -> None:
+    mmmu(folder)
+    for path in list(folder.glob("*/validation-*.parquet")):
+        rows = pq.read_table(path).to_pylist()
+        renamed = [{**row, "id": row["id"].replace("validation", "test"), "answer": "?"} for row in rows]
+        path.unlink()
+        pq.write_table(pa.Table.from_pylist(renamed), path.with_name("test-00000-of-00001.parquet"))
+
+
+def mmmu_test_again(folder: Path) -> None:
+    path = folder / "Art" / "test-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(pa.concat_tables([table, table]), path)
+
+
+DEV = {f"{name}/validation-00000-of-00001.parquet": f"{name}/dev-00000-of-00001.parquet" for name in ("Art", "Math")}
+
 FIXTURES = {
     "scienceqa": Fixture(scienceqa, 5, {"accuracy": 0.8}, again=scienceqa_again),
     # Rotations 2 + 3 + 3; always one letter is never right in all of a question's rotations.
     "mmbench": Fixture(
         mmbench, 8, {"circular": 0.0, "vanilla": 1 / 3}, again=repeat("mmbench_dev_en.tsv"), no_media=True
     ),
-    "mmbench_vanilla": Fixture(mmbench, 3, {"accuracy": 2 / 3}, again=repeat("mmbench_dev_en.tsv"), no_media=True),
+    "mmbench_vanilla": Fixture(mmbench, 3, {"accuracy": 1 / 3}, again=repeat("mmbench_dev_en.tsv"), no_media=True),
+    "mmbench_test": Fixture(mmbench_test, 4, {}, again=repeat("mmbench_test_en_20231003.tsv"), no_media=True),
     "seedbench": Fixture(seedbench, 4, {"accuracy": 0.5}, again=repeat("SEED-Bench.json", "questions")),
     "seedbench_video": Fixture(
-        seedbench, 3, {"accuracy": 2 / 3}, again=repeat("SEED-Bench.json", "questions", last=True)
+        seedbench, 3, {"accuracy": 1 / 3}, again=repeat("SEED-Bench.json", "questions", last=True)
     ),
-    "mmmu": Fixture(mmmu, 4, {"accuracy": 0.5}, again=mmmu_again, no_media=True),
+    "mmmu": Fixture(mmmu, 4, {"accuracy": 0.5}, again=mmmu_again, other=DEV, no_media=True),
+    "mmmu_test": Fixture(mmmu_test, 4, {}, again=mmmu_test_again, no_media=True),
     "ai2d": Fixture(ai2d("AI2D_TEST.tsv"), 4, {"accuracy": 0.5}, again=repeat("AI2D_TEST.tsv"), no_media=True),
     "ai2d_no_mask": Fixture(
         ai2d("AI2D_TEST_NO_MASK.tsv"), 4, {"accuracy": 0.5}, again=repeat("AI2D_TEST_NO_MASK.tsv"), no_media=True
     ),
-    "physbench": Fixture(physbench, 4, {"accuracy": 0.75}, again=repeat("test.json")),
+    "physbench": Fixture(physbench, 4, {"accuracy": 0.0}, again=repeat("test.json")),
+    "physbench_test": Fixture(physbench_test, 4, {}, again=repeat("test.json")),
 }

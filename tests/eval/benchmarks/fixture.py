@@ -25,7 +25,9 @@ class Fixture:
         count: How many samples there are.
         constant: Metric -> what the best constant reply scores.
         gold: Metric -> what the gold scores where that is not 1, or 0 of an error.
-        again: Makes an id occur twice in the files; None where the format has no ids.
+        other: File -> its copy, which stands for the answers of another split; the constant reply is chosen on those.
+        again: Makes an id occur twice in the files.
+        no_ids: Why that cannot be: what the format has instead of ids.
         no_media: Whether samples show media that lie in the annotation files, or none.
     """
 
@@ -34,6 +36,8 @@ class Fixture:
     constant: Mapping[str, float]
     gold: Mapping[str, float] = field(default_factory=dict)
     again: Callable[[Path], None] | None = None
+    other: Mapping[str, str] = field(default_factory=dict)
+    no_ids: str = ""
     no_media: bool = False
 
 
@@ -90,5 +94,39 @@ def repeat(file: str, rows: str | None = None, last: bool = False) -> Callable[[
         listed = value[rows] if rows is not None else value
         listed.append(listed[-1 if last else 0])
         path.write_text(json.dumps(value), encoding="utf-8")
+
+    return change
+
+
+def repeat_entry(file: str) -> Callable[[Path], None]:
+    """Writes the first entry of a JSON object once more: a parser of JSON would keep the last and say nothing."""
+
+    def change(folder: Path) -> None:
+        text = (folder / file).read_text(encoding="utf-8").rstrip()
+        name, row = next(iter(json.loads(text).items()))
+        write(folder / file, f"{text[:-1]}, {json.dumps(name)}: {json.dumps(row)}}}")
+
+    return change
+
+
+def copied(make: Callable[[Path], None], file: str, other: str, drop: Sequence[str] = ()) -> Callable[[Path], None]:
+    """Files as another maker writes them, one of them under the name of a split whose answers a server holds.
+
+    Args:
+        make: The other maker.
+        file: What it writes.
+        other: Its new name.
+        drop: Entries that rows lose.
+    """
+
+    def change(folder: Path) -> None:
+        make(folder)
+        value = json.loads((folder / file).read_bytes())
+        rows = value if isinstance(value, list) else value.get("data") or value.get("questions") or value["images"]
+        for row in rows:
+            for name in drop:
+                row.pop(name, None)
+        (folder / file).unlink()
+        write(folder / other, value)
 
     return change

@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 
 from tests.eval.benchmarks.fixture import Fixture, picture
 
+NUMBERED = "its rows are numbered"
 FILE = "{name}-00000-of-00001.parquet"
 
 
@@ -87,16 +88,16 @@ OBJECTS = [
 ]
 
 FIXTURES = {
-    "vqav2_hub": fixture("validation", FULL, {"accuracy": 0.5}),
-    "textvqa_hub": fixture("validation", ASKED, {"accuracy": 0.5}),
-    "vizwiz_hub": fixture("val", ASKED, {"accuracy": 0.5}),
-    "okvqa_hub": fixture("val2014", ASKED, {"accuracy": 0.5}),
-    "docvqa_hub": fixture("DocVQA/validation", DOCUMENTS, {"anls": 0.5}),
-    "infovqa_hub": fixture("InfographicVQA/validation", DOCUMENTS, {"anls": 0.5}),
-    "chartqa_hub": Fixture(parquet("test", CHARTS), 4, {"relaxed_accuracy": 0.5, "strict_years": 0.25}, no_media=True),
-    "ocrbench_hub": Fixture(parquet("test", SIGNS), 4, {"accuracy": 0.5}, no_media=True),
-    "ai2d_hub": Fixture(parquet("test", DIAGRAMS), 4, {"accuracy": 0.5}, no_media=True),
+    "vqav2_hub": fixture("validation", FULL, {}),
+    "textvqa_hub": fixture("validation", ASKED, {}),
+    "vizwiz_hub": fixture("val", ASKED, {}),
+    "okvqa_hub": fixture("val2014", ASKED, {}),
+    "docvqa_hub": fixture("DocVQA/validation", DOCUMENTS, {}),
+    "infovqa_hub": fixture("InfographicVQA/validation", DOCUMENTS, {}),
+    "chartqa_hub": Fixture(parquet("test", CHARTS), 4, {}, no_ids=NUMBERED, no_media=True),
+    "ocrbench_hub": Fixture(parquet("test", SIGNS), 4, {}, no_ids=NUMBERED, no_media=True),
+    "ai2d_hub": Fixture(parquet("test", DIAGRAMS), 4, {"accuracy": 0.5}, no_ids=NUMBERED, no_media=True),
     "mmbench_hub": fixture("dev", ROTATED, {"circular": 0.0, "vanilla": 0.25}, count=8),
     "seedbench_hub": fixture("test", SEEN, {"accuracy": 0.75}, count=4),
-    "pope_hub": fixture("test", OBJECTS, {"f1": 0.0, "accuracy": 0.5}, gold={"yes_ratio": 0.5}),
+    "pope_hub": fixture("test", OBJECTS, {"f1": 2 / 3, "accuracy": 0.5}, gold={"yes_ratio": 0.5}),
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import pytest
 
 from data.media import decode_media
 from data.shards import Sample
-from eval.benchmarks.benchmark import BenchmarkError
-from eval.benchmarks.catalog import CatalogBenchmark, MediaMembers, read_catalog
+from eval.benchmarks.benchmark import BenchmarkError, says
+from eval.benchmarks.catalog import HIDDEN, CatalogBenchmark, MediaMembers, read_catalog
 from eval.benchmarks.readers.speech import Slice
 from eval.judges.judge import Judge, Template, Verdict
 from eval.prediction import Prediction, silent
@@ -29,6 +30,14 @@ FIXTURES: dict[str, Fixture] = {
 }
 
 
+SCORED = sorted(name for name, row in ROWS.items() if not row.get("hidden"))
+TO_SERVERS = sorted(set(ROWS) - set(SCORED))
+WITHOUT_CONSTANT = {
+    "audiobench_qa", "chartqa_hub", "docvqa_hub", "infovqa_hub", "mathvista", "mmvet", "nocaps", "ocrbench",
+    "ocrbench_hub", "okvqa_hub", "textvqa_hub", "vizwiz_hub", "vqav2_hub",
+}  # fmt: skip
+
+
 class GoldJudge(Judge):
     """Gives the highest grade to a reply that is the answer; of what it is asked to extract it makes nothing."""
 
@@ -44,6 +53,9 @@ def made(name: str, data: Path) -> CatalogBenchmark:
     folder = data / str(ROWS[name].get("folder", name))
     folder.mkdir(parents=True, exist_ok=True)
     FIXTURES[name].make(folder)
+    for file, copy in FIXTURES[name].other.items():
+        (folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(folder / file, folder / copy)
     benchmark = CatalogBenchmark(name, ROWS[name], data)
     if benchmark.needs_judge:
         benchmark.judge = GoldJudge()
@@ -56,9 +68,10 @@ def rows_of(benchmark: CatalogBenchmark) -> list[Prediction]:
 
 def test_every_row_has_a_fixture() -> None:
     assert sorted(FIXTURES) == sorted(ROWS)
+    assert all(bool(item.again) != bool(item.no_ids) for item in FIXTURES.values()), "ids twice, or why there are none"
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
+@pytest.mark.parametrize("name", SCORED)
 def test_gold_scores_the_maximum_and_a_constant_what_it_should(name: str, tmp_path: Path) -> None:
     fixture = FIXTURES[name]
     benchmark = made(name, tmp_path)
@@ -70,6 +83,9 @@ def test_gold_scores_the_maximum_and_a_constant_what_it_should(name: str, tmp_pa
     assert set(scores) == set(benchmark.metrics)
     for metric, score in scores.items():
         short = metric.removeprefix(f"{name}/")
+        if short == "hits100":
+            assert score.na.startswith("needs 100 pairs")
+            continue
         best = 1.0 if score.higher_is_better and short not in ("yes_ratio", "unknown") else 0.0
         if short == "cider":
             assert score.value > 200  # no caption of several references reaches 1,000
@@ -77,6 +93,12 @@ def test_gold_scores_the_maximum_and_a_constant_what_it_should(name: str, tmp_pa
             assert score.value == pytest.approx(fixture.gold.get(short, best)), metric
         assert score.n == fixture.count and score.protocol
     assert all(benchmark.right(benchmark.gold(row)) for row in rows) or "captions" in name or name == "nocaps"
+    assert bool(benchmark.constant_na) == (name in WITHOUT_CONSTANT)
+    if benchmark.constant_na:
+        assert not fixture.constant
+        with pytest.raises(BenchmarkError, match="no other answers"):
+            benchmark.constant(rows[0])
+        return
     constant = benchmark.score(benchmark.constant(row) for row in rows)
     for short, value in fixture.constant.items():
         assert constant[f"{name}/{short}"].value == pytest.approx(value), short
@@ -85,12 +107,15 @@ def test_gold_scores_the_maximum_and_a_constant_what_it_should(name: str, tmp_pa
     assert other < main.value if main.higher_is_better else other > main.value, "a constant is not as good as the gold"
 
 
-@pytest.mark.parametrize("name", sorted(ROWS))
+@pytest.mark.parametrize("name", SCORED)
 def test_a_reply_that_says_nothing_is_worth_nothing(name: str, tmp_path: Path) -> None:
     benchmark = made(name, tmp_path)
     cut = [Prediction(name, row.key, finish_reason="length", reference=row.reference) for row in rows_of(benchmark)]
     for metric, score in benchmark.score(cut).items():
         short = metric.removeprefix(f"{name}/")
+        if short == "hits100":
+            assert score.na.startswith("needs 100 pairs")
+            continue
         if short == "unknown":
             assert score.value == 1.0
         elif short in ("mrr", "hits1", "hits3", "hits10", "i2t_r5", "i2t_r10", "t2i_r5", "t2i_r10"):
@@ -154,3 +179,39 @@ def test_scores_do_not_depend_on_the_order(tmp_path: Path) -> None:
         forward, backward = benchmark.score(replies), benchmark.score(replies[::-1])
         for metric, score in forward.items():
             assert math.isclose(score.value, backward[metric].value, abs_tol=1e-12), metric
+
+
+@pytest.mark.parametrize("name", TO_SERVERS)
+def test_what_a_server_scores_is_not_scored_here(name: str, tmp_path: Path) -> None:
+    benchmark = made(name, tmp_path)
+    rows = rows_of(benchmark)
+    assert len(rows) == FIXTURES[name].count and not any(row.reference["text"] for row in rows)
+    scores = benchmark.score(rows)
+    assert set(scores) == set(benchmark.metrics) and {score.na for score in scores.values()} == {HIDDEN}
+    assert {score.n for score in scores.values()} == {len(rows)} and benchmark.constant_na == HIDDEN
+    assert benchmark.submission is not None
+
+
+@pytest.mark.parametrize("name", SCORED)
+def test_a_reply_of_a_hundred_thousand_characters_is_read_and_scored(name: str, tmp_path: Path) -> None:
+    benchmark = made(name, tmp_path)
+    row = rows_of(benchmark)[-1]
+    for text in ("A. yes, 12 of (B) käse\n" * 4_350, "x" * 100_000):
+        long = says(row, text)
+        assert benchmark.right(long) in (True, False)
+        assert all(score.na or math.isfinite(score.value) for score in benchmark.score([long]).values())
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SCORED if ROWS[name].get("constant", {}).get("reader")))
+def test_the_constant_reply_needs_the_answers_of_another_split(name: str, tmp_path: Path) -> None:
+    benchmark = made(name, tmp_path)
+    assert "chosen on" in benchmark.constant_about
+    reader = benchmark._constant.reader
+    assert reader is not None
+    others = set(reader.files) - set(benchmark.reader.files)
+    for path in others:
+        path.unlink()
+    again = CatalogBenchmark(name, ROWS[name], tmp_path)
+    assert bool(again.constant_na) == bool(others)
+    if others:
+        assert "which is not here" in again.constant_na

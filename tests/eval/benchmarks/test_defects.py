@@ -314,7 +314,7 @@ def test_hugging_face_directories_are_rows_too(tmp_path: Path) -> None:
     (tmp_path / "textvqa_hf" / "data").mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(table), tmp_path / "textvqa_hf" / "data" / "validation-00000-of-00001.parquet")
     row = {
-        **ROWS["textvqa"],
+        **{name: value for name, value in ROWS["textvqa"].items() if name != "constant"},
         "reader": {
             "class_path": "eval.benchmarks.readers.rows.TableReader",
             "init_args": {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from tests.eval.benchmarks.fixture import Fixture, picture, repeat, write, write_lines
+from tests.eval.benchmarks.fixture import Fixture, copied, picture, repeat, repeat_entry, write, write_lines
 
 
 def ten(answer: str, other: str = "", count: int = 10) -> list[dict[str, Any]]:
@@ -127,7 +128,7 @@ def mme(folder: Path) -> None:
     from eval.metrics.answers.yes_no import MME_COGNITION, MME_PERCEPTION
 
     for subtask in (*MME_PERCEPTION, *MME_COGNITION):
-        inner = subtask in ("posters", "artwork")
+        inner = subtask in ("artwork", "celebrity", "landmark", "posters", "scene")
         texts = folder / subtask / "questions_answers_YN" if inner else folder / subtask
         images = folder / subtask / "images" if inner else folder / subtask
         write(images / "0001.png", picture(1))
@@ -197,20 +198,90 @@ def ocrbench(folder: Path) -> None:
     write(folder / "OCRBench.json", rows)
 
 
+OTHER_VQA = {
+    VQAV2[0]: "v2_OpenEnded_mscoco_train2014_questions.json",
+    VQAV2[1]: "v2_mscoco_train2014_annotations.json",
+}
+OTHER_OKVQA = {
+    OKVQA[0]: "OpenEnded_mscoco_train2014_questions.json",
+    OKVQA[1]: "mscoco_train2014_annotations.json",
+}
+OTHER_TEXTVQA = {"TextVQA_0.5.1_val.json": "TextVQA_0.5.1_train.json"}
+OTHER_AOKVQA = {"aokvqa_v1p0_val.json": "aokvqa_v1p0_train.json"}
+
+NUMBERED = "its rows are numbered"
+TESTDEV = "v2_OpenEnded_mscoco_test-dev2015_questions.json"
+
+
+def vqa_testdev(folder: Path) -> None:
+    copied(vqa(*VQAV2), VQAV2[0], TESTDEV)(folder)
+    asked = json.loads((folder / TESTDEV).read_text())["questions"]
+    everything = [{"image_id": 1, "question": "Unasked?", "question_id": 7}, *asked]
+    write(folder / "v2_OpenEnded_mscoco_test2015_questions.json", {"questions": everything})
+    (folder / "val2014").rename(folder / "test2015")
+    for path in (folder / "test2015").iterdir():
+        path.rename(path.with_name(path.name.replace("val2014", "test2015")))
+
+
+def textvqa_test(folder: Path) -> None:
+    copied(textvqa, "TextVQA_0.5.1_val.json", "TextVQA_0.5.1_test.json", ["answers"])(folder)
+    (folder / "train_images").rename(folder / "test_images")
+
+
+def vizwiz_test(folder: Path) -> None:
+    copied(vizwiz, "val.json", "test.json", ["answers", "answer_type", "answerable"])(folder)
+    (folder / "val").rename(folder / "test")
+
+
+def aokvqa_test(folder: Path) -> None:
+    hidden = ["correct_choice_idx", "direct_answers", "difficult_direct_answer", "rationales"]
+    copied(aokvqa, "aokvqa_v1p0_val.json", "aokvqa_v1p0_test.json", hidden)(folder)
+    (folder / "val2017").rename(folder / "test2017")
+
+
+def chartqa_with_val(folder: Path) -> None:
+    chartqa(folder)
+    for origin in ("human", "augmented"):
+        rows = [{"imgname": "x.png", "query": "Which?", "label": label} for label in ("2008", "2008", "41")]
+        write(folder / "val" / f"val_{origin}.json", rows)
+
+
 FIXTURES = {
     # "yes" is right twice, and 9 of 10 once: 1 of 1; "2" and "two" are one answer.
     "vqav2": Fixture(
-        vqa(*VQAV2), 4, {"accuracy": 0.5, "accuracy_evalai": 0.5}, {"accuracy": 1.0}, repeat(VQAV2[0], "questions")
+        vqa(*VQAV2),
+        4,
+        {"accuracy": 0.5, "accuracy_evalai": 0.5},
+        {"accuracy": 1.0},
+        repeat(VQAV2[0], "questions"),
+        OTHER_VQA,
     ),
-    "okvqa": Fixture(vqa(*OKVQA), 4, {"accuracy": 0.5}, again=repeat(OKVQA[0], "questions")),
-    "okvqa_may_refuse": Fixture(vqa(*OKVQA), 4, {"accuracy": 0.5}, again=repeat(OKVQA[0], "questions")),
-    "gqa": Fixture(gqa, 4, {"accuracy": 0.5}),
-    "textvqa": Fixture(textvqa, 4, {"accuracy": 0.5}, again=repeat("TextVQA_0.5.1_val.json", "data")),
-    "textvqa_ocr": Fixture(textvqa, 4, {"accuracy": 0.5}, again=repeat("TextVQA_0.5.1_val.json", "data")),
-    "vizwiz": Fixture(vizwiz, 4, {"accuracy": 0.5}, again=repeat("val.json")),
+    "vqav2_testdev": Fixture(vqa_testdev, 4, {}, again=repeat(TESTDEV, "questions")),
+    "okvqa": Fixture(vqa(*OKVQA), 4, {"accuracy": 0.5}, again=repeat(OKVQA[0], "questions"), other=OTHER_OKVQA),
+    "okvqa_may_refuse": Fixture(
+        vqa(*OKVQA), 4, {"accuracy": 0.5}, again=repeat(OKVQA[0], "questions"), other=OTHER_OKVQA
+    ),
+    "gqa": Fixture(
+        gqa,
+        4,
+        {"accuracy": 0.5},
+        again=repeat_entry("testdev_balanced_questions.json"),
+        other={"testdev_balanced_questions.json": "val_balanced_questions.json"},
+    ),
+    "textvqa": Fixture(
+        textvqa, 4, {"accuracy": 0.5}, again=repeat("TextVQA_0.5.1_val.json", "data"), other=OTHER_TEXTVQA
+    ),
+    "textvqa_ocr": Fixture(
+        textvqa, 4, {"accuracy": 0.5}, again=repeat("TextVQA_0.5.1_val.json", "data"), other=OTHER_TEXTVQA
+    ),
+    "textvqa_test": Fixture(textvqa_test, 4, {}, again=repeat("TextVQA_0.5.1_test.json", "data")),
+    "vizwiz": Fixture(vizwiz, 4, {"accuracy": 0.5}, again=repeat("val.json"), other={"val.json": "train.json"}),
+    "vizwiz_test": Fixture(vizwiz_test, 4, {}, again=repeat("test.json")),
     # Over all ten golds: "blue" is 6 of 10 three times; the difficult one is not asked.
-    "aokvqa_direct": Fixture(aokvqa, 4, {"accuracy": 0.75}, again=repeat("aokvqa_v1p0_val.json")),
-    "aokvqa_choice": Fixture(aokvqa, 5, {"accuracy": 0.6}, again=repeat("aokvqa_v1p0_val.json")),
+    "aokvqa_direct": Fixture(aokvqa, 4, {"accuracy": 0.75}, again=repeat("aokvqa_v1p0_val.json"), other=OTHER_AOKVQA),
+    "aokvqa_choice": Fixture(aokvqa, 5, {"accuracy": 0.6}, again=repeat("aokvqa_v1p0_val.json"), other=OTHER_AOKVQA),
+    "aokvqa_direct_test": Fixture(aokvqa_test, 5, {}, again=repeat("aokvqa_v1p0_test.json")),
+    "aokvqa_choice_test": Fixture(aokvqa_test, 5, {}, again=repeat("aokvqa_v1p0_test.json")),
     # Always yes: random and adversarial 2/3, popular (yes, no, yes) 4/5.
     "pope": Fixture(
         pope,
@@ -220,10 +291,45 @@ FIXTURES = {
         repeat("coco_pope_random.json"),
     ),
     # Half of the questions, no pair.
-    "mme": Fixture(mme, 28, {"perception": 500.0, "cognition": 200.0}, {"perception": 2000.0, "cognition": 800.0}),
-    "docvqa": Fixture(docvqa, 4, {"anls": 0.5, "anls_paper": 0.5}, again=repeat("val_v1.0_withQT.json", "data")),
-    "infovqa": Fixture(infovqa, 4, {"anls": 0.5}, again=repeat("infographicsVQA_val_v1.0_withQT.json", "data")),
+    "mme": Fixture(
+        mme,
+        28,
+        {"perception": 500.0, "cognition": 200.0},
+        {"perception": 2000.0, "cognition": 800.0},
+        no_ids="its questions are lines of files",
+    ),
+    "docvqa": Fixture(
+        docvqa,
+        4,
+        {"anls": 0.5, "anls_paper": 0.5},
+        again=repeat("val_v1.0_withQT.json", "data"),
+        other={"val_v1.0_withQT.json": "train_v1.0_withQT.json"},
+    ),
+    "docvqa_test": Fixture(
+        copied(docvqa, "val_v1.0_withQT.json", "test_v1.0.json", ["answers"]),
+        4,
+        {},
+        again=repeat("test_v1.0.json", "data"),
+    ),
+    "infovqa": Fixture(
+        infovqa,
+        4,
+        {"anls": 0.5},
+        again=repeat("infographicsVQA_val_v1.0_withQT.json", "data"),
+        other={"infographicsVQA_val_v1.0_withQT.json": "infographicsVQA_train_v1.0.json"},
+    ),
+    "infovqa_test": Fixture(
+        copied(
+            infovqa,
+            "infographicsVQA_val_v1.0_withQT.json",
+            "infographicsVQA_test_v1.0.json",
+            ["answers", "answer_type"],
+        ),
+        4,
+        {},
+        again=repeat("infographicsVQA_test_v1.0.json", "data"),
+    ),
     # "2008" is near enough to 2010, but not the year; "41" and "42" are within 5 %.
-    "chartqa": Fixture(chartqa, 5, {"relaxed_accuracy": 0.4, "strict_years": 0.2}),
-    "ocrbench": Fixture(ocrbench, 4, {"accuracy": 0.25}),
+    "chartqa": Fixture(chartqa_with_val, 5, {"relaxed_accuracy": 0.4, "strict_years": 0.2}, no_ids=NUMBERED),
+    "ocrbench": Fixture(ocrbench, 4, {}, no_ids=NUMBERED),
 }

@@ -1,0 +1,1 @@
+"""The files that benchmarks' servers and scripts take, one class per form."""
