@@ -19,7 +19,7 @@ from demonstrations.demonstration import Demonstration, Results, timed
 HERE = Path(__file__).parent
 FOLDERS = {
     "mixtures": ("instruction_diversity", "crosslingual_transfer"),
-    "encoders": ("graph_grounding", "dual_speech_encoder"),
+    "encoders": ("graph_grounding", "dual_speech_encoder", "prompt_gate", "region_tokens"),
     "routing": ("task_tokens", "four_links"),
     "heads": (
         "dense_retrieval",

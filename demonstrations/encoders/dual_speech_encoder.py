@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from data.quickstart.modules import read_module_graph
-from data.quickstart.plan import Job, write_shard
+from data.quickstart.plan import SAMPLES_PER_SHARD, Job, write_shard
 from data.quickstart.speech import VARIANTS
 from demonstrations.demonstration import Claim, Demonstration, Metrics
 from encoders.speech import SpeechEncoder
@@ -83,10 +83,11 @@ def _encoder(arm: str) -> SpeechEncoder:
 def _write_clips(directory: Path, seed: int) -> None:
     modules = read_module_graph()
     for split, prefix, count in (("train", "speech", CLIPS), ("val", "speakers", VALIDATION_CLIPS)):
-        job = Job(split, prefix, 0, 0, count)
-        if not (directory / job.name).is_file():
-            (directory / split).mkdir(parents=True, exist_ok=True)
-            write_shard(job, seed, modules, str(directory))
+        (directory / split).mkdir(parents=True, exist_ok=True)
+        for shard, start in enumerate(range(0, count, SAMPLES_PER_SHARD)):
+            job = Job(split, prefix, shard, start, min(start + SAMPLES_PER_SHARD, count))
+            if not (directory / job.name).is_file():
+                write_shard(job, seed, modules, str(directory))
 
 
 def _fit(

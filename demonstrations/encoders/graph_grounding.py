@@ -22,7 +22,7 @@ from data.quickstart.graphs import PROMPT_WORDS, subgraph
 from data.quickstart.modules import FAMILIES, ModuleGraph, read_module_graph
 from data.shards import ShardWriter
 from demonstrations.demonstration import ROOT, Claim, Demonstration, Metrics
-from demonstrations.text_model import LICENSE, SOURCE, TextModel, fit, make_tokenizer, train
+from demonstrations.text_model import LICENSE, SOURCE, Block, TextModel, fit, make_tokenizer, train
 from eval.controls import zeroed
 from inference.conversation import Conversation
 from inference.session import Session
@@ -52,6 +52,7 @@ class GraphReader(TextModel):
     """
 
     graphs: bool = True
+    block: Block = "gemma3_text"
 
     def config(self, tokenizer: Path, vocab_size: int) -> dict[str, Any]:
         """Arguments of the Generalist."""
@@ -107,7 +108,7 @@ def measure(arm: str, seed: int, folder: Path) -> Metrics:
         start = [{"path": str(folder / "tower" / "tower.safetensors"), "prefix": "encoders.graph."}]
     data = {"sources": [{"path": str(shared / ("graphs-*.tar" if graphs else "texts-*.tar"))}]}
     trained = [r"^language_model\.", *([r"^projectors\."] if graphs else [])]
-    model = GraphReader(graphs=graphs)
+    model = GraphReader(graphs=graphs, by_muon=(r"^projectors\.",) if graphs else ())
     checkpoint = train(model, shared / "tokenizer", vocab_size, data, STEPS, seed, folder, start, trained)
     return _accuracies(checkpoint, questions(modules, "test", TEST, seed), graphs, seed)
 

@@ -26,6 +26,23 @@ OBJECT = 0
 """The only class; the other output of ``objectness`` is none."""
 
 
+@dataclass
+class Found:
+    """What a tower found in the images of a batch.
+
+    Args:
+        encoder: The tower.
+        cells: (B, N, d) of its grid.
+        proposals: Of its detector.
+        pairs: Which proposals stand for which objects.
+    """
+
+    encoder: RegionEncoder
+    cells: Tensor
+    proposals: Proposals
+    pairs: Matching
+
+
 @dataclass(frozen=True)
 class RegionRule:
     """``meta.objects`` (box_xyxy, mask) in the encoder's input frame."""
@@ -97,15 +114,23 @@ class RegionObjective(TowerObjective):
         Raises:
             ValueError: If the tower proposes nothing.
         """
+        return self.compare(encode, batch)[0]
+
+    def compare(self, encode: Encode, batch: TowerBatch) -> tuple[Outcome, Found]:
+        """What :meth:`forward` returns, and what was found, for objectives that learn more of it.
+
+        Raises:
+            ValueError: If the tower proposes nothing.
+        """
         encoder = encode.encoder
         if not isinstance(encoder, RegionEncoder):
             raise ValueError(f"RegionObjective: expected a RegionEncoder, got {type(encoder).__name__}")
-        _, proposals = encoder.propose(encoder.collate(batch.items))
+        cells, proposals = encoder.propose(encoder.collate(batch.items))
         masks = [item["masks"].float() for item in batch.targets]
         classes = [torch.full((len(item),), OBJECT, device=item.device) for item in masks]
-        found = list(zip(proposals.masks, proposals.objectness, strict=True))
-        auxiliary: Any = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in found[:-1]]
-        last_masks, last_classes = found[-1]
+        layers = list(zip(proposals.masks, proposals.objectness, strict=True))
+        auxiliary: Any = [{"masks_queries_logits": m, "class_queries_logits": c} for m, c in layers[:-1]]
+        last_masks, last_classes = layers[-1]
         matched: list[Matching] = []
         hook = self.criterion.matcher.register_forward_hook(lambda module, inputs, output: matched.append(output))
         try:
@@ -121,7 +146,7 @@ class RegionObjective(TowerObjective):
         outcome = Outcome({name: LossTerm(value * count, count) for name, value in terms.items()})
         if not self.training:
             outcome.metrics = {"box_recall50": (self._recalled(encoder, proposals, batch), count)}
-        return outcome
+        return outcome, Found(encoder, cells, proposals, matched[0])
 
     @staticmethod
     def _box_losses(proposals: Proposals, pairs: Matching, batch: TowerBatch) -> dict[str, Tensor]:
