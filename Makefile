@@ -19,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training bench-constraint clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training bench-constraint bench-eval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -57,6 +57,9 @@ bench-training: $(DEV_STAMP) ## Lightning's trainer beside a plain loop, and how
 
 bench-constraint: $(DEV_STAMP) ## What constrained decoding adds to a decode step; also as runs/benchmarks/constrained_decoding.json
 	$(VENV_PYTHON) -m benchmarks.constrained_decoding $(ARGS)
+
+bench-eval: $(DEV_STAMP) ## Answering and decoding beside transformers, and scoring; also as runs/benchmarks/eval_throughput.json
+	$(VENV_PYTHON) -m benchmarks.eval_throughput $(ARGS)
 
 bench-data: $(DEV_STAMP) ## Loaders side by side; the table also as runs/benchmarks/data_loading.json
 	$(VENV_PYTHON) -m benchmarks.data_loading $(ARGS)

@@ -8,11 +8,10 @@ makes control tokens frequent, so that replies are often within calls.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -25,6 +24,7 @@ from transformers import PreTrainedTokenizerFast
 from benchmarks.arms import Outcome, Round, Watch, parser, write_result
 from inference.choosing import DecodingOptions
 from inference.decoding import Decoded, Start, decode
+from inference.reading.fused import FusedReader
 from models.language import LanguageModel
 from routers.constraint import CallConstraint, never_sampled_mask
 from routers.parser import parse
@@ -65,45 +65,25 @@ SIZES = {
 }
 
 
-@dataclass
-class Output:
-    """What the decode loop reads of a step."""
-
-    logits_last: Tensor
-    hidden_states: Tensor
-    cache: Any
-
-
-class Model:
-    """A language model behind the methods that the decode loop uses.
+class Noise:
+    """Noise on logits that makes control tokens frequent and the end impossible; the same for both arms.
 
     Args:
-        size: Its size.
-        vocabulary: The control tokens, which get a bias.
-        device: Where it lies.
+        vocabulary: The control tokens.
+        device: Where the logits lie.
     """
 
-    def __init__(self, size: Size, vocabulary: Vocabulary, device: torch.device) -> None:
-        config = {**vars(size), "vocab_size": len(vocabulary.tokenizer), "tie_word_embeddings": True}
-        self.language_model = LanguageModel("llama", config).eval().to(device)
-        bias = torch.zeros(config["vocab_size"])
+    def __init__(self, vocabulary: Vocabulary, device: torch.device) -> None:
+        bias = torch.zeros(len(vocabulary.tokenizer))
         bias[sorted(vocabulary.control_ids)] = 4.0
         bias[vocabulary.eos_id] = -1e9
         generator = torch.Generator().manual_seed(0)
-        self.noise = (bias + torch.randn(_NOISES, config["vocab_size"], generator=generator)).to(device)
+        self.values = (bias + torch.randn(_NOISES, len(bias), generator=generator)).to(device)
         self._steps = count()
 
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Token embeddings."""
-        return self.language_model.embed(input_ids)
-
-    def step(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, conditions: Any = None
-    ) -> Output:
-        """One cached forward."""
-        output = self.language_model.forward_cached(inputs_embeds, attention_mask, position_ids, cache)
-        logits = self.language_model.logits(output.hidden_states[:, -1])
-        return Output(logits + self.noise[next(self._steps) % _NOISES], output.hidden_states, output.cache)
+    def __call__(self, logits: Tensor, states: Tensor, rows: Sequence[int]) -> Tensor:
+        """The logits with it."""
+        return logits + self.values[next(self._steps) % _NOISES]
 
 
 def make_vocabulary(size: Size) -> Vocabulary:
@@ -132,11 +112,13 @@ def in_turn(name: str, arms: dict[str, Callable[[], list[Decoded]]], rounds: int
                 outcome.rounds.append(Round(f"{name}/{arm}", number - 1, values, watch.foreign()))
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(size: Size, name: str, batches: list[int], rounds: int, steps: int, device: str, outcome: Outcome) -> int:
     """The arms "free" and "constrained" of one size; returns how many calls the constrained replies held."""
     vocabulary = make_vocabulary(size)
-    model = Model(size, vocabulary, torch.device(device))
+    config = {**vars(size), "vocab_size": len(vocabulary.tokenizer), "tie_word_embeddings": True}
+    model = LanguageModel("llama", config).eval().to(device)
+    noise = Noise(vocabulary, torch.device(device))
     banned = never_sampled_mask(vocabulary, len(vocabulary.tokenizer), device)
     generator = torch.Generator().manual_seed(0)
     options, stop, made = DecodingOptions(steps), [vocabulary.eos_id], 0
@@ -145,12 +127,22 @@ def measure(size: Size, name: str, batches: list[int], rounds: int, steps: int, 
         starts = [Start(model.embed(row)) for row in ids]
         names = [list(vocabulary.open_ids)] * batch
 
+        def run(starts: list[Start], constraint: CallConstraint | None = None) -> list[Decoded]:
+            return decode(
+                FusedReader(model),
+                starts,
+                options,
+                stop_ids=stop,
+                never_sampled=banned,
+                steer=noise,
+                constraint=constraint,
+            )
+
         def free(starts: list[Start] = starts) -> list[Decoded]:
-            return decode(model, starts, options, stop_ids=stop, never_sampled=banned)
+            return run(starts)
 
         def constrained(starts: list[Start] = starts, names: list[list[str]] = names) -> list[Decoded]:
-            constraint = CallConstraint(vocabulary, names)
-            return decode(model, starts, options, stop_ids=stop, never_sampled=banned, constraint=constraint)
+            return run(starts, CallConstraint(vocabulary, names))
 
         in_turn(f"{name}/batch{batch}", {"free": free, "constrained": constrained}, rounds, steps, outcome)
         for item in constrained():

@@ -194,7 +194,7 @@ class _Run:
             yield replace(
                 answer,
                 index=question.index,
-                generation=self.settings,
+                generation={**self.settings, **_loop_of(answer)},
                 parsed=read.value,
                 parse_status=read.status,
             )
@@ -257,6 +257,11 @@ def _askable(asker: Asker, benchmarks: Mapping[str, Benchmark], console: Console
     for name, reason in refused.items():
         console.print(f"{name}: not asked: {reason}")
     return {name: item for name, item in benchmarks.items() if name not in refused}
+
+
+def _loop_of(answer: Prediction) -> dict[str, str]:
+    """Which decode loop ran, where the answer says so."""
+    return {"loop": answer.generation["loop"]} if "loop" in answer.generation else {}
 
 
 def _missing_pieces(name: str, keys: Sequence[str], log: PredictionLog) -> dict[int, list[int]]:

@@ -63,7 +63,7 @@ class Prediction:
         results: One per call, or None where the head refused; see :func:`result_to_json`.
         reference: ``{"text", "calls", "meta"}``; a reference call carries its target, see :func:`reference_of`.
         timings: Seconds per phase.
-        generation: Settings of decoding.
+        generation: Settings of decoding, and which of our decode loops ran ("loop": "fused" or "generic").
         parsed: What was read from the reply when it was logged; scoring reads it anew.
         parse_status: "parsed", or why nothing could be read.
         log_probability: How likely the model found its reply, or None where that was not asked for.
@@ -170,6 +170,7 @@ def predicted(
         results=[None if result is None else result_to_json(result) for result in reply.results],
         reference=reference_of(sample),
         timings={name: round(seconds, 6) for name, seconds in reply.timings.items()},
+        generation={"loop": reply.loop} if reply.loop else {},
         log_probability=reply.log_probability,
     )
 

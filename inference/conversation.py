@@ -12,6 +12,7 @@ from torch import Tensor
 from data.media import RawMedia, Video
 from data.records import Message, Part, Record
 from inference.decoding import FinishReason
+from inference.reading.reader import Loop
 from layers.calls import Call, Result
 from layers.media import Audio, Graph
 from routers.parser import ParseError
@@ -153,6 +154,7 @@ class Reply:
         message: The turn as a record holds it: text and calls, in original units; malformed calls are text.
         prompt_ids: The tokens that the model read.
         log_probability: How likely the model found its reply; None unless the session was told to add that up.
+        loop: Which decode loop wrote it, "fused" or "generic"; "" where none of ours did.
     """
 
     text: str
@@ -166,3 +168,4 @@ class Reply:
     message: Message = field(default_factory=lambda: Message("assistant", ()))
     prompt_ids: tuple[int, ...] = ()
     log_probability: float | None = None
+    loop: Loop | Literal[""] = ""

@@ -1,17 +1,18 @@
-"""The decode loop: left-padded prefill, cached steps, forced queries, and the hidden state at every new position."""
+"""The decode loop: tokens are chosen, forced and told as they come; what reads them is a reader."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from functools import partial
+from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from inference.choosing import Chooser, DecodingOptions
-from inference.past import Past, join_pasts
+from inference.past import Past
+from inference.reading.reader import Reader, RowConditions
 
 FinishReason = Literal["stop", "length"]
 
@@ -32,18 +33,6 @@ class Decoded:
     hidden_states: Tensor
     finish_reason: FinishReason
     log_probability: float | None = None
-
-
-class Steppable(Protocol):
-    """The part of a Generalist that the loop needs."""
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """Embeddings of (B, S) token ids, query tokens included."""
-
-    def step(
-        self, inputs_embeds: Tensor, attention_mask: Tensor, position_ids: Tensor, cache: Any, conditions: Any = None
-    ) -> Any:
-        """One cached forward: an object with ``logits_last`` (B, V), ``hidden_states`` (B, S, d) and ``cache``."""
 
 
 class Follower(Protocol):
@@ -89,16 +78,6 @@ class Constraint(Protocol):
         """Go on with these of the B replies, in this order."""
 
 
-class RowConditions(Protocol):
-    """What conditions each row's steps, such as :class:`models.conditions.Conditions`."""
-
-    def rows(self, index: Tensor) -> RowConditions:
-        """Those of the rows that stay in the batch."""
-
-    def following(self, token_ids: Tensor) -> RowConditions:
-        """Those of the step of one more token per row, (B,)."""
-
-
 class Watcher(Protocol):
     """Sees replies grow."""
 
@@ -118,7 +97,7 @@ Steer = Callable[[Tensor, Tensor, Sequence[int]], Tensor]
 
 @torch.inference_mode()
 def decode(
-    model: Steppable,
+    reader: Reader,
     starts: Sequence[Start],
     options: DecodingOptions,
     *,
@@ -131,11 +110,11 @@ def decode(
 ) -> list[Decoded]:
     """Continue a batch of prompts until each ends its turn or reaches the limit.
 
-    Rows that have ended stay as padding until they are half of the batch; then they leave it and its cache. Each step
-    waits for the device once.
+    Rows that have ended leave the batch, at once where that costs no more than the rows that change their places, and
+    else when they are half of it. Each step waits for the device once.
 
     Args:
-        model: Gives embeddings and cached steps.
+        reader: Reads prompts and what is written.
         starts: Where the replies begin.
         options: Limit and sampling.
         stop_ids: Tokens that end the turn.
@@ -156,9 +135,8 @@ def decode(
     for index, start in enumerate(starts):
         if start.prompt.shape[0] == 0:
             raise ValueError(f"prompt {index}: expected at least one token, got none")
-    output, attention_mask, next_positions = prefill(model, starts, conditions, options.max_new_tokens)
-    width = attention_mask.shape[1] - options.max_new_tokens
-    device = attention_mask.device
+    prompts, pasts = [start.prompt for start in starts], [start.past for start in starts]
+    reading = reader.read(prompts, pasts, conditions, options.max_new_tokens)
     if watcher is not None:
         watcher.prefilled()
 
@@ -168,12 +146,12 @@ def decode(
     rows = list(range(len(starts)))
     stops, filler = frozenset(stop_ids), next(iter(stop_ids))
 
-    for new in range(options.max_new_tokens):
-        logits = output.logits_last.float()
+    for _ in range(options.max_new_tokens):
+        logits = reading.logits.float()
         if never_sampled is not None:
             logits = logits.masked_fill(never_sampled, float("-inf"))
         if steer is not None:
-            logits = steer(logits, output.hidden_states[:, -1], rows)
+            logits = steer(logits, reading.states, rows)
         if constraint is not None:
             logits = constraint.mask(logits)
         picked = chooser(logits, rows)
@@ -187,34 +165,29 @@ def decode(
             if not replies[row].ended and chosen[place] in stops:
                 replies[row].finish_reason = "stop"
                 if watcher is not None:
-                    watcher.ended(row, _Copied(output.cache, place, attention_mask[place, : width + new]))
+                    watcher.ended(row, partial(reading.past, place))
         alive = [place for place, row in enumerate(rows) if not replies[row].ended]
         if not alive:
             break
         if constraint is not None:
             constraint.advance([None if replies[row].cut else token for row, token in zip(rows, chosen, strict=True)])
-        if 2 * len(alive) <= len(rows):
-            kept = torch.tensor(alive, device=device)
-            output.cache.batch_select_indices(kept)
-            attention_mask, next_positions = attention_mask[kept], next_positions[kept]
-            conditions = None if conditions is None else conditions.rows(kept)
+        if 2 * len(alive) <= len(rows) or (reading.keeps_in_place and len(alive) < len(rows)):
+            kept = _closed_up(alive) if reading.keeps_in_place else alive
+            reading.keep(kept)
             if constraint is not None:
-                constraint.keep(alive)
-            rows, chosen = [rows[place] for place in alive], [chosen[place] for place in alive]
-        fed = torch.tensor(chosen, device=device)
-        conditions = None if conditions is None else conditions.following(fed)
-        output = model.step(
-            model.embed(fed[:, None]), attention_mask[:, : width + new + 1], next_positions, output.cache, conditions
-        )
-        next_positions = next_positions + 1
-        grown = [(place, row) for place, row in enumerate(rows) if not replies[row].ended]
-        for place, row in grown:
-            replies[row].append(chosen[place], output.hidden_states[place, -1])
+                constraint.keep(kept)
+            rows, chosen = [rows[place] for place in kept], [chosen[place] for place in kept]
+        reading.append(chosen)
+        states = reading.states.unbind(0)
+        grown = [(row, chosen[place], states[place]) for place, row in enumerate(rows) if not replies[row].ended]
+        places = [place for place, row in enumerate(rows) if not replies[row].ended]
+        for row, token, state in grown:
+            replies[row].append(token, state)
         if watcher is not None:
-            watcher.appended([(row, chosen[place], output.hidden_states[place, -1]) for place, row in grown])
-            for place, row in grown:
-                if replies[row].ended:
-                    watcher.ended(row, _Copied(output.cache, place, attention_mask[place, : width + new + 1]))
+            watcher.appended(grown)
+            for place in places:
+                if replies[rows[place]].ended:
+                    watcher.ended(rows[place], partial(reading.past, place))
 
     empty = starts[0].prompt.new_zeros(0, starts[0].prompt.shape[-1])
     return [
@@ -228,54 +201,10 @@ def decode(
     ]
 
 
-def prefill(
-    model: Steppable, starts: Sequence[Start], conditions: RowConditions | None, room: int = 0
-) -> tuple[Any, Tensor, Tensor]:
-    """Read a batch of prompts.
-
-    Args:
-        model: Gives cached steps.
-        starts: Prompts, with or without a past.
-        conditions: Of the prompts' positions.
-        room: Columns of ones that the mask carries for tokens to come.
-
-    Returns:
-        The model's output, the mask (B, past + S + room) with 0 on padding, and (B, 1) positions of what comes next.
-    """
-    embeds, attention_mask, position_ids = left_pad([start.prompt for start in starts], room)
-    cache = None
-    if any(start.past is not None for start in starts):
-        cache, before = join_pasts([start.past for start in starts])
-        position_ids = position_ids + before.sum(1, keepdim=True)
-        attention_mask = torch.cat([before, attention_mask], dim=1)
-    width = attention_mask.shape[1] - room
-    output = model.step(embeds, attention_mask[:, :width], position_ids, cache, conditions)
-    return output, attention_mask, position_ids[:, -1:] + 1
-
-
-def read_pasts(model: Steppable, prompts: Sequence[Tensor], conditions: RowConditions | None) -> list[Past]:
-    """What follows the reading of (L, d) embeddings of rows that nothing was read of."""
-    output, attention_mask, _ = prefill(model, [Start(prompt) for prompt in prompts], conditions)
-    return [Past.of(output.cache, place, mask.bool()) for place, mask in enumerate(attention_mask)]
-
-
-def left_pad(prompts: Sequence[Tensor], room: int = 0) -> tuple[Tensor, Tensor, Tensor]:
-    """Batch prompts of different lengths so that all end at the last column.
-
-    Args:
-        prompts: (L, d) embeddings each.
-        room: Columns of ones that the mask carries for tokens to come.
-
-    Returns:
-        ``inputs_embeds`` (B, S, d), ``attention_mask`` (B, S + room) with 0 on padding, and ``position_ids`` (B, S)
-        that count from 0 at each prompt's first token.
-    """
-    width = max(prompt.shape[0] for prompt in prompts)
-    device = prompts[0].device
-    padding = torch.tensor([width - prompt.shape[0] for prompt in prompts], device=device)[:, None]
-    inputs_embeds = torch.stack([F.pad(prompt, (0, 0, width - prompt.shape[0], 0)) for prompt in prompts])
-    columns = torch.arange(width + room, device=device)[None]
-    return inputs_embeds, (columns >= padding).long(), (columns[:, :width] - padding).clamp(min=0)
+def _closed_up(alive: Sequence[int]) -> list[int]:
+    """The places that are taken, in an order in which the last of them fill the gaps before them."""
+    taken, spare = frozenset(alive), iter([place for place in alive if place >= len(alive)])
+    return [place if place in taken else next(spare) for place in range(len(alive))]
 
 
 class _Growing:
@@ -316,15 +245,3 @@ class _Growing:
             self._follower.feed(token_id)
         if len(self.token_ids) >= self._limit:
             self.finish_reason = "length"
-
-
-@dataclass(frozen=True)
-class _Copied:
-    """Copies a row's past when it is called for, which must be before the next step."""
-
-    cache: Any
-    place: int
-    mask: Tensor
-
-    def __call__(self) -> Past:
-        return Past.of(self.cache, self.place, self.mask.bool())

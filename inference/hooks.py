@@ -25,7 +25,8 @@ def hooked_layers(language_model: LanguageModel, hooks: Mapping[int, LayerHook])
     """See, or change, the residual stream after layers of a language model, in training and in decoding.
 
     With cached decoding a hook is called once per step, with the new positions only. Prompts of a session that begin
-    alike are read in two pieces; a probe that wants whole prompts asks a session whose ``shared_prefix`` is 0.
+    alike are read in two pieces; a probe that wants whole prompts asks a session whose ``shared_prefix`` is 0. While a
+    hook is set, a session takes the generic decode loop, in which there are layers to hook.
 
     Args:
         language_model: The model.

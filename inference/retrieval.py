@@ -11,10 +11,9 @@ from torch import Tensor
 
 from data.render import render_prompt
 from inference.conversation import Conversation
-from inference.decoding import Start, prefill
 from inference.encoding import PromptReader, media_keys
-from models.conditions import Conditions
-from models.generalist import Generalist, StepOutput
+from inference.reading.fused import choose_reader
+from models.generalist import Generalist
 from routers.retrieve import Continuations, NgramIndex, PrefixConstraint, ScoredNgram, score_documents
 
 
@@ -94,30 +93,20 @@ def beam_search(
     prompts = PromptReader(generalist, plan.max_frames).read(rendered, keys, [item.media for item in questions])
     rows = [torch.tensor(item.input_ids, device=device) for item in rendered]
     conditions = generalist.conditions(rows, [torch.tensor(item.instruction, device=device) for item in rendered])
-    starts = [Start(prompt.embeds) for prompt in prompts]
-    output, mask, positions = prefill(generalist, starts, conditions, length)
+    reader, _ = choose_reader(generalist)
+    reading = reader.read([prompt.embeds for prompt in prompts], [None] * len(prompts), conditions, length)
     beam = _Beam(generalist, continuations, len(questions), beams, plan.vocabulary.eos_id)
-    width = mask.shape[1] - length
     for step in range(length):
-        parents, tokens = beam.extend(output)
-        if not tokens.numel() or step + 1 == length:
+        parents, tokens = beam.extend(reading.logits)
+        if not tokens or step + 1 == length:
             break
-        output.cache.batch_select_indices(parents)
-        mask, positions = mask[parents], positions[parents]
-        conditions = _following(conditions, parents, tokens)
-        output = generalist.step(
-            generalist.embed(tokens[:, None]), mask[:, : width + step + 1], positions, output.cache, conditions
-        )
-        positions = positions + 1
+        reading.keep(parents)
+        reading.append(tokens)
     return beam.found
 
 
-def _following(conditions: Conditions, parents: Tensor, tokens: Tensor) -> Conditions:
-    return conditions.rows(parents).following(tokens)
-
-
 class _Beam:
-    """The beginnings that are followed, question by question; their rows are those of the language model's cache."""
+    """The beginnings that are followed, question by question; their rows are those of the reading."""
 
     def __init__(
         self,
@@ -135,9 +124,9 @@ class _Beam:
         self.found: list[list[ScoredNgram]] = [[] for _ in range(num_questions)]
         self.wholes = not isinstance(continuations, NgramIndex)
 
-    def extend(self, output: StepOutput) -> tuple[Tensor, Tensor]:
+    def extend(self, logits: Tensor) -> tuple[list[int], list[int]]:
         """Follow the likeliest continuations: (rows that they come from, their tokens)."""
-        log_probabilities = output.logits_last.float().log_softmax(-1)
+        log_probabilities = logits.float().log_softmax(-1)
         allowed = self.constraint.mask(log_probabilities)
         if self.wholes:
             self._end(self.scores + allowed[:, self.end_id])
@@ -153,7 +142,6 @@ class _Beam:
                 parents.append(rows[place // totals.shape[1]])
                 tokens.append(place % totals.shape[1])
             scores.append(best[kept])
-        device = totals.device
         self.scores = torch.cat(scores) if scores else self.scores[:0]
         self.owners = [self.owners[row] for row in parents]
         self.ids = [(*self.ids[row], token) for row, token in zip(parents, tokens, strict=True)]
@@ -161,7 +149,7 @@ class _Beam:
         self.constraint.advance(tokens)
         if not self.wholes:
             self._end(self.scores)
-        return torch.tensor(parents, device=device), torch.tensor(tokens, device=device)
+        return parents, tokens
 
     def _end(self, scores: Tensor) -> None:
         for owner, ids, score in zip(self.owners, self.ids, scores.tolist(), strict=True):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -13,14 +14,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data.render import Rendered, render_prompt
+from data.render import render_prompt
+from inference.asked import Asked, neighbours
 from inference.calling import HeadCaller, to_original
 from inference.choosing import DecodingOptions
 from inference.conversation import Conversation, Reply
-from inference.decoding import Decoded, Start, Steer, decode, read_pasts
+from inference.decoding import Decoded, Start, Steer, decode
 from inference.encoding import FeatureTransform, PromptReader, ReadPrompt, media_keys
 from inference.events import Listener, ReplyEnded
-from inference.past import Past, PastStore, shared_prefixes
+from inference.past import Past, PastStore
+from inference.reading.fused import choose_reader
+from inference.reading.prefixes import read_prefixes
+from inference.reading.reader import Loop, Reader
 from inference.writing import BatchWriting, Writing, as_message
 from layers.calls import MediaFeatures
 from layers.head import Head
@@ -32,26 +37,18 @@ from routers.parser import Parsed
 HeadMediaTransform = Callable[[MediaFeatures], MediaFeatures]
 InputTransform = Callable[[str, dict[str, Tensor]], dict[str, Tensor]]
 _BATCHES_PER_WINDOW = 16
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class _Job:
     """What one :meth:`Session.generate` asks of every batch."""
 
+    reader: Reader
     feature_transform: FeatureTransform | None
     head_media_transform: HeadMediaTransform | None
     opening: int | None
     listener: Listener | None
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A conversation of a batch; ``keys`` tell its media apart by their content."""
-
-    index: int
-    conversation: Conversation
-    rendered: Rendered
-    keys: tuple[Hashable, ...]
 
 
 class Session:
@@ -81,6 +78,8 @@ class Session:
         memory: Positions of answered conversations whose keys and values, and encoded media, are kept, so that a
             conversation goes on (:meth:`inference.conversation.Conversation.then`) without being read again.
         log_probabilities: Add up how likely the model found the tokens of each reply.
+        fused: Decode with fused layers where the language model allows it (:mod:`models.fused`); where it does not, or
+            while hooks watch its layers, the generic loop answers, and the log says why.
     """
 
     def __init__(
@@ -98,6 +97,7 @@ class Session:
         shared_prefix: int = 32,
         memory: int = 0,
         log_probabilities: bool = False,
+        fused: bool = True,
     ) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
@@ -109,7 +109,8 @@ class Session:
         self.batch_size = batch_size
         self.options = DecodingOptions(max_new_tokens, temperature, top_p, seed, log_probabilities)
         self.parameters = {"seed": float(seed), **(parameters or {})}
-        self.eager_calls = eager_calls
+        self.eager_calls, self.fused = eager_calls, fused
+        self._told: str | None = None
         reads_on = not generalist.language_model.has_windows  # a window's layers do not keep what lies before it
         self.shared_prefix = shared_prefix if reads_on else 0
         self._store = PastStore(memory) if memory and reads_on else None
@@ -168,7 +169,7 @@ class Session:
             ValueError: If a conversation cannot be rendered (a media kind the model does not take, a media that its
                 processor refuses), or is longer than the language model can read.
         """
-        job = _Job(feature_transform, head_media_transform, self._opening_id(opening), listener)
+        job = _Job(self._choose_reader(), feature_transform, head_media_transform, self._opening_id(opening), listener)
         replies: dict[int, Reply] = {}
         window = _BATCHES_PER_WINDOW * self.batch_size
         with evaluating(self.generalist):
@@ -179,7 +180,7 @@ class Session:
                     for index, item in enumerate(conversations[start : start + window], start)
                 ]
                 seconds = clock.lap() / len(asked)
-                asked.sort(key=_neighbours(asked))
+                asked.sort(key=neighbours(asked))
                 for first in range(0, len(asked), self.batch_size):
                     batch = asked[first : first + self.batch_size]
                     replies.update(zip((item.index for item in batch), self._answer(batch, job, seconds), strict=True))
@@ -222,7 +223,14 @@ class Session:
         assert isinstance(head, Head)
         return head
 
-    def _render(self, index: int, conversation: Conversation, transform: InputTransform | None) -> _Asked:
+    def _choose_reader(self) -> Reader:
+        reader, reason = choose_reader(self.generalist, self.fused)
+        if reason and reason != self._told:  # once per reason, not once per batch
+            _LOG.log(logging.INFO if not self.fused else logging.WARNING, "generic decode loop: %s", reason)
+        self._told = reason
+        return reader
+
+    def _render(self, index: int, conversation: Conversation, transform: InputTransform | None) -> Asked:
         rendered = render_prompt(conversation.messages, conversation.media, self.plan, conversation.written)
         if transform is not None:
             for item in rendered.media:
@@ -233,9 +241,9 @@ class Session:
                 f"conversation {index}: expected fewer than {most} tokens, which the language model can read, "
                 f"got {len(rendered.input_ids)}"
             )
-        return _Asked(index, conversation, rendered, media_keys(rendered))
+        return Asked(index, conversation, rendered, media_keys(rendered))
 
-    def _answer(self, batch: Sequence[_Asked], job: _Job, render_seconds: float) -> list[Reply]:
+    def _answer(self, batch: Sequence[Asked], job: _Job, render_seconds: float) -> list[Reply]:
         clock = _Clock()
         originals = [item.conversation.media for item in batch]
         keys = [item.keys for item in batch]
@@ -249,20 +257,23 @@ class Session:
         heads = self.generalist.heads
         caller = HeadCaller(heads, self.plan.tasks, self.parameters, self.generalist.head_states)
         watch = BatchWriting(replies, caller, self._text, self.eager_calls, job.listener, store)
-        pasts = self._pasts(prompts, conditions, store, 0 if job.feature_transform else self.shared_prefix)
-        decoded = self._decode(prompts, pasts, conditions, replies, watch)
+        shortest = 0 if job.feature_transform else self.shared_prefix
+        pasts = read_prefixes(job.reader, prompts, conditions, store, shortest)
+        decoded = self._decode(job.reader, prompts, pasts, conditions, replies, watch)
         parsed = watch.finish()
         seconds["prefill"] = watch.prefill_seconds
         seconds["decode"] = clock.lap() - watch.prefill_seconds - watch.head_seconds
         seconds["heads"] = watch.head_seconds
         timings = {"render": render_seconds, **{name: value / len(batch) for name, value in seconds.items()}}
-        answered = [self._reply(*row, timings) for row in zip(batch, parsed, decoded, replies, strict=True)]
+        answered = [
+            self._reply(*row, timings, job.reader.loop) for row in zip(batch, parsed, decoded, replies, strict=True)
+        ]
         if job.listener is not None:
             for item, reply in zip(batch, answered, strict=True):
                 job.listener(ReplyEnded(item.index, reply))
         return answered
 
-    def _writing(self, asked: _Asked, prompt: ReadPrompt, job: _Job) -> Writing:
+    def _writing(self, asked: Asked, prompt: ReadPrompt, job: _Job) -> Writing:
         change = job.head_media_transform
         media = prompt.media if change is None else [change(item) for item in prompt.media]
         available = self.plan.tasks.available([item.kind for item in media])
@@ -270,31 +281,9 @@ class Session:
         episode = asked.conversation.episode
         return Writing(asked.index, parser, media, available, job.opening, prompt.symbols, episode)
 
-    def _pasts(
-        self, prompts: Sequence[ReadPrompt], conditions: Conditions, store: PastStore | None, shortest: int
-    ) -> list[Past | None]:
-        """What of each prompt was read before, here or for a neighbour in the batch."""
-        pasts: list[Past | None] = [None if store is None else store.find(prompt.symbols) for prompt in prompts]
-        if shortest == 0:
-            return pasts
-        known = [0 if past is None else past.length for past in pasts]
-        found = shared_prefixes([item.symbols for item in prompts], [item.keys for item in prompts], shortest)
-        shared = [(members, length) for members, length in found if any(known[row] < length for row in members)]
-        if not shared:
-            return pasts
-        firsts = [members[0] for members, _ in shared]
-        own = conditions.rows(torch.tensor(firsts, device=self.generalist.device))
-        embeds = [prompts[row].embeds[:length] for row, (_, length) in zip(firsts, shared, strict=True)]
-        read = read_pasts(self.generalist, embeds, own.within([slice(length) for _, length in shared]))
-        for past, (members, length) in zip(read, shared, strict=True):
-            if store is not None:
-                store.add(prompts[members[0]].symbols[:length], past)
-            for row in members:
-                pasts[row] = past if known[row] < length else pasts[row]
-        return pasts
-
     def _decode(
         self,
+        reader: Reader,
         prompts: Sequence[ReadPrompt],
         pasts: Sequence[Past | None],
         conditions: Conditions,
@@ -316,7 +305,7 @@ class Session:
         ]
         available = [writing.available for writing in replies]
         return decode(
-            model,
+            reader,
             starts,
             self.options,
             stop_ids=[vocabulary.eos_id],
@@ -340,7 +329,13 @@ class Session:
         return None if opening is None else opens[opening]
 
     def _reply(
-        self, asked: _Asked, routed: Parsed, decoded: Decoded, writing: Writing, timings: Mapping[str, float]
+        self,
+        asked: Asked,
+        routed: Parsed,
+        decoded: Decoded,
+        writing: Writing,
+        timings: Mapping[str, float],
+        loop: Loop,
     ) -> Reply:
         calls = tuple(to_original(call, writing.pending.media) for call in routed.calls)
         return Reply(
@@ -355,23 +350,13 @@ class Session:
             message=as_message(routed, calls, decoded.token_ids, self._text),
             prompt_ids=tuple(asked.rendered.input_ids),
             log_probability=decoded.log_probability,
+            loop=loop,
         )
 
     def _text(self, token_ids: list[int]) -> str:
         text = self.plan.tokenizer.decode(token_ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         assert isinstance(text, str)
         return text
-
-
-def _neighbours(asked: Sequence[_Asked]) -> Callable[[_Asked], tuple[int, int, int, int]]:
-    """Order by length, with conversations about the same media side by side."""
-    first: dict[Hashable, int] = {}
-    longest: dict[int, int] = {}
-    groups = {item.index: first.setdefault(item.keys or item.index, item.index) for item in asked}
-    for item in asked:
-        group = groups[item.index]
-        longest[group] = max(longest.get(group, 0), len(item.rendered.input_ids))
-    return lambda item: (longest[groups[item.index]], groups[item.index], len(item.rendered.input_ids), item.index)
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,21 @@ class LanguageModel(nn.Module):
             head_size = getattr(self.config, "head_dim", None) or width // heads
             self._updates = GatedUpdates(self.model, head_size if prompt_gate.interleaved else None)
             self.gate = GateNetwork(width, self._updates.widths, prompt_gate)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of every module, but frequencies of rotary positions stay in float32, as transformers loads them."""
+        exact = [
+            (module._buffers, name, buffer)
+            for module in self.modules()
+            for name, buffer in module._buffers.items()
+            if buffer is not None and name.endswith("inv_freq") and buffer.dtype == torch.float32
+        ]
+        super()._apply(fn, recurse)
+        for buffers, name, buffer in exact:
+            moved = buffers[name]
+            if moved is not None and moved.dtype != buffer.dtype:
+                buffers[name] = buffer.to(moved.device)
+        return self
 
     @property
     def config(self) -> PretrainedConfig:

@@ -1,4 +1,4 @@
-"""One way of answering, timed in a process of its own; prints its seconds and a fingerprint of what it answered.
+"""One way of answering, timed in a process of its own; prints its seconds and writes down its answers.
 
 transformers is given its inputs ready; ours renders within the time that is measured.
 """
@@ -6,29 +6,31 @@ transformers is given its inputs ready; ours renders within the time that is mea
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # arms are started as scripts
 
-from benchmarks.evaluation.model import conversations
+from benchmarks.evaluation.model import PROMPT, TEXT, conversations, prompts
 from data.render import render_prompt
 from inference.choosing import DecodingOptions
+from inference.conversation import Reply
 from inference.decoding import Start, decode
+from inference.reading.fused import FusedReader
 from inference.session import Session
 from models.generalist import Generalist
 from routers.constraint import never_sampled_mask
 
-NEW, PROMPT = 12, 64
+NEW, REPEATS = 12, 3
 Answers = list[list[int]]
 
 
@@ -37,7 +39,7 @@ def six_questions(folder: Path, way: str, num_images: int) -> tuple[Callable[[],
     asked = conversations(num_images)
     if way == "ours":
         session = Session.from_pretrained(folder / "ours", "cpu", max_new_tokens=NEW, batch_size=18, eager_calls=False)
-        return lambda: [list(reply.token_ids) for reply in session.generate(asked)], len(asked)
+        return lambda: _fused_ids(session.generate(asked)), len(asked)
     generalist = Generalist.from_pretrained(str(folder / "ours"))
     model = LlavaForConditionalGeneration.from_pretrained(folder / "theirs").eval()
     plan, encoder = generalist.plan(), generalist.encoders["image"]
@@ -77,10 +79,10 @@ def six_questions(folder: Path, way: str, num_images: int) -> tuple[Callable[[],
 
 
 def decoding(folder: Path, way: str, batch: int, dtype: torch.dtype, new: int) -> tuple[Callable[[], Answers], int]:
-    """Continuations of random prompts, all of the same length."""
-    model = LlavaForConditionalGeneration.from_pretrained(folder / "theirs", dtype=dtype).eval()
-    ids = torch.randint(3, 250, (batch, PROMPT), generator=torch.Generator().manual_seed(1))
+    """Continuations of random prompts, all of the same length, by the language model alone."""
+    ids = prompts(batch)
     if way == "theirs":
+        model = LlamaForCausalLM.from_pretrained(folder / TEXT, dtype=dtype).eval()
 
         def continue_theirs() -> Answers:
             out = model.generate(
@@ -94,16 +96,24 @@ def decoding(folder: Path, way: str, batch: int, dtype: torch.dtype, new: int) -
             return rows
 
         return continue_theirs, batch * new
-    generalist = Generalist.from_pretrained(str(folder / "ours")).to(dtype)
+    generalist = Generalist.from_pretrained(str(folder / "ours")).to(dtype).eval()
     banned = torch.zeros(generalist.language_model.vocab_size, dtype=torch.bool)
     banned[1] = True
 
     def continue_ours() -> Answers:
         starts = [Start(generalist.embed(row)) for row in ids]
-        found = decode(generalist, starts, DecodingOptions(new), stop_ids=[1], never_sampled=banned)
+        reader = FusedReader.of(generalist)  # as a session opens one for every batch that it is asked
+        found = decode(reader, starts, DecodingOptions(new), stop_ids=[1], never_sampled=banned)
         return [item.token_ids for item in found]
 
     return continue_ours, batch * new
+
+
+def _fused_ids(replies: Sequence[Reply]) -> Answers:
+    loops = {reply.loop for reply in replies}
+    if loops != {"fused"}:
+        raise RuntimeError(f"expected the fused loop, got {sorted(loops)}")
+    return [list(reply.token_ids) for reply in replies]
 
 
 def _left(row: torch.Tensor, width: int, filler: int) -> torch.Tensor:
@@ -111,7 +121,7 @@ def _left(row: torch.Tensor, width: int, filler: int) -> torch.Tensor:
 
 
 def main() -> None:
-    """Answer once to warm up, and once on the clock."""
+    """Answer once to warm up, then on the clock; the median of :data:`REPEATS` times."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--work", choices=("six_questions", "decode"), required=True)
@@ -119,18 +129,23 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=6)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--new", type=int, default=128)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--answers", required=True, help="file below the folder for what was answered")
     given = parser.parse_args()
+    if given.work == "six_questions":
+        work, count = six_questions(given.folder, given.way, given.images)
+    else:
+        work, count = decoding(given.folder, given.way, given.batch, getattr(torch, given.dtype), given.new)
     with torch.inference_mode():
-        if given.work == "six_questions":
-            work, count = six_questions(given.folder, given.way, given.images)
-        else:
-            work, count = decoding(given.folder, given.way, given.batch, torch.float32, given.new)
-        work()
-        started = time.perf_counter()
-        answers = work()
-        seconds = time.perf_counter() - started
-    values: dict[str, Any] = {"seconds": seconds, "per_second": count / seconds}
-    values["fingerprint"] = hashlib.sha256(json.dumps(answers).encode()).hexdigest()
+        answers, times = work(), []
+        for _ in range(REPEATS):
+            started, busy = time.perf_counter(), time.process_time()
+            if work() != answers:
+                raise RuntimeError("expected the same answers every time, got others")
+            times.append((time.perf_counter() - started, time.process_time() - busy))
+    (given.folder / given.answers).write_text(json.dumps(answers))
+    seconds, busy = (statistics.median(values) for values in zip(*times, strict=True))
+    values: dict[str, Any] = {"seconds": seconds, "cpu_seconds": busy, "per_second": count / seconds}
     values["versions"] = {name: version(name) for name in ("torch", "transformers")}
     print(json.dumps(values))
 

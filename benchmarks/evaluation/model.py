@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaConfig, LlavaForConditionalGeneration
+from transformers import LlamaForCausalLM, LlavaConfig, LlavaForConditionalGeneration
 
 from inference.conversation import Conversation
 from models.__main__ import main as models_main
@@ -23,10 +23,16 @@ QUESTIONS = (
     "what is written on the sign behind the two people who are crossing the street ?",
 )
 SIDE, PATCH = 112, 8
+TEXT = "text"
+"""Folder of the language model alone."""
+PROMPT = 64
 
 
 def write_model(folder: Path) -> None:
-    """``theirs`` and ``ours`` below a folder, the same weights: 196 positions per image, 8 layers of width 384."""
+    """``theirs``, its language model alone, and ``ours`` below a folder, all with the same weights.
+
+    196 positions per image, 8 layers of width 384.
+    """
     theirs = folder / "theirs"
     tokenizer = train_tokenizer([" ".join(QUESTIONS)] * 4, 300, TaskTable.from_dict({"tasks": []}))
     save_tokenizer(tokenizer, theirs)
@@ -42,10 +48,20 @@ def write_model(folder: Path) -> None:
     for parameter in model.parameters():
         parameter.data *= 2  # far from uniform logits
     model.save_pretrained(theirs)
+    text_config: Any = config.text_config
+    alone = LlamaForCausalLM(text_config)
+    alone.model.load_state_dict(model.model.language_model.state_dict())
+    alone.lm_head.load_state_dict(model.lm_head.state_dict())
+    alone.save_pretrained(folder / TEXT)
     norm = {"image_mean": [0.5] * 3, "image_std": [0.25] * 3, "resample": 3}
     (theirs / "preprocessor_config.json").write_text(json.dumps(norm))
     if models_main(["convert", "llava", str(theirs), "--out", str(folder / "ours")]):
         raise RuntimeError(f"'{theirs}' could not be converted")
+
+
+def prompts(number: int) -> torch.Tensor:
+    """(number, PROMPT) random ids to be continued."""
+    return torch.randint(3, 250, (number, PROMPT), generator=torch.Generator().manual_seed(1))
 
 
 def conversations(num_images: int) -> list[Conversation]:

@@ -39,6 +39,7 @@ class Decoding:
         constrained: Decode under the grammar; never for a reported routing figure.
         confidence: Log how likely the model found each reply, for calibration.
         markers: Let the task tokens that the model writes route, whatever router the checkpoint holds.
+        fused: Decode with fused layers where the language model allows it.
     """
 
     max_new_tokens: int | None = None
@@ -48,6 +49,7 @@ class Decoding:
     constrained: bool = False
     confidence: bool = False
     markers: bool = False
+    fused: bool = True
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -120,6 +122,7 @@ class SessionAsker(Asker):
             batch_size=self.decoding.batch_size,
             eager_calls=False,  # nobody watches, and heads are faster in larger batches
             log_probabilities=self.decoding.confidence,
+            fused=self.decoding.fused,
         )
 
     def refuses(self, benchmark: Benchmark) -> str:

@@ -62,6 +62,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--markers", action="store_true", help="route by the task tokens, whatever router the checkpoint holds"
     )
+    parser.add_argument(
+        "--generic-loop", action="store_true", help="decode with transformers' own layers instead of fused ones"
+    )
     parser.add_argument("--limit", type=int, help="only the first so many samples of each benchmark")
     parser.add_argument("--batch-size", type=int, default=32, help="conversations decoded together (%(default)s)")
     parser.add_argument("--max-new-tokens", type=int, help="longer replies are cut (the benchmark's own limit, or 96)")
@@ -89,6 +92,7 @@ def run(options: argparse.Namespace) -> int:
         constrained=options.constrained,
         confidence=options.confidence,
         markers=options.markers,
+        fused=not options.generic_loop,
     )
     benchmarks: dict[str, Benchmark]
     if options.input:

@@ -142,7 +142,7 @@ def test_zeroed_replies_begin_with_the_call_that_answers(checkpoint: Path, tmp_p
         log = read_log(tmp_path / f"{control}.jsonl")
         assert [row.raw.startswith("<ground>") for row in log.predictions] == [bool(share)] * 3
         assert log.header.identity["generation"]["box"].get("opened_with") == ("ground" if share else None)
-        assert log.predictions[0].generation == log.header.identity["generation"]["box"]
+        assert log.predictions[0].generation == {**log.header.identity["generation"]["box"], "loop": "fused"}
 
 
 def test_zeroed_media_of_any_content_give_the_same_reply(checkpoint: Path) -> None:

@@ -10,14 +10,15 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from inference.choosing import DecodingOptions
-from inference.decoding import Decoded, Start, decode, left_pad, read_pasts
+from inference.decoding import Decoded, Start, decode
+from inference.reading.generic import GenericReader, left_pad
 
 VOCABULARY = 40
 STOP = 2
 
 
 class CachedLlama:
-    """A tiny Llama behind the two methods that the loop uses; counts its steps."""
+    """A tiny Llama behind the two methods that the generic reader uses; counts its steps."""
 
     def __init__(self, seed: int = 0) -> None:
         torch.manual_seed(seed)
@@ -69,7 +70,7 @@ def run(llama: CachedLlama, ids: list[Tensor], *, max_new_tokens: int = 24, **ar
     options = DecodingOptions(max_new_tokens, **arguments.pop("options", {}))
     each = [arguments.pop(name, [None] * len(ids)) for name in ("past", "follower", "stream", "limit")]
     starts = [Start(llama.embed(row), *own) for row, *own in zip(ids, *each, strict=True)]
-    return decode(llama, starts, options, stop_ids=[STOP], **arguments)
+    return decode(GenericReader(llama), starts, options, stop_ids=[STOP], **arguments)
 
 
 def oracle(llama: CachedLlama, ids: Tensor, max_new_tokens: int = 24) -> tuple[list[int], str]:
@@ -130,7 +131,7 @@ def test_ended_rows_leave_the_batch_without_changing_the_others(llama):
     free = run(llama, ids, options=options)
     llama.batch_sizes.clear()
     starts = [Start(llama.embed(row)) for row in ids]
-    decoded = decode(llama, starts, DecodingOptions(24, **options), stop_ids=sorted(stops))
+    decoded = decode(GenericReader(llama), starts, DecodingOptions(24, **options), stop_ids=sorted(stops))
     assert llama.batch_sizes[0] == 8 and llama.batch_sizes[-1] <= 2
     for item, whole in zip(decoded, free, strict=True):
         end = next((place for place, token in enumerate(whole.token_ids) if token in stops), len(whole.token_ids))
@@ -202,7 +203,7 @@ def test_sampling_follows_the_nucleus():
             )
 
     options = DecodingOptions(1, temperature=1.0, top_p=0.7, seed=0)
-    decoded = decode(Constant(), [Start(torch.zeros(1, 1))] * 4000, options, stop_ids=[9])
+    decoded = decode(GenericReader(Constant()), [Start(torch.zeros(1, 1))] * 4000, options, stop_ids=[9])
     counts = torch.bincount(torch.tensor([item.token_ids[0] for item in decoded]), minlength=4) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.625, 0.375, 0.0, 0.0]), rtol=0, atol=0.03)
 
@@ -212,7 +213,7 @@ def test_reading_on_from_a_past_equals_reading_all(llama):
     ids = prompts(8)
     lengths = [3, 0, 8, 1, 4, 0, 5, 2]
     begun = [(row[:length], row[length:]) for row, length in zip(ids, lengths, strict=True)]
-    read = iter(read_pasts(llama, [llama.embed(first) for first, _ in begun if len(first)], None))
+    read = iter(GenericReader(llama).read_pasts([llama.embed(first) for first, _ in begun if len(first)]))
     pasts = [next(read) if len(first) else None for first, _ in begun]
     assert [0 if past is None else past.length for past in pasts] == lengths
     for on, whole in zip(run(llama, [rest for _, rest in begun], past=pasts), run(llama, ids), strict=True):
@@ -245,7 +246,7 @@ def test_a_watcher_sees_every_token_and_the_past_that_a_reply_leaves(llama):
     for row, item in enumerate(decoded):
         assert [token for token, _ in watch.tokens.get(row, [])] == item.token_ids
         said = torch.cat([ids[row], torch.tensor(item.token_ids, dtype=torch.long)])
-        (fresh,) = read_pasts(llama, [llama.embed(said)], None)
+        (fresh,) = GenericReader(llama).read_pasts([llama.embed(said)])
         for kept, expected in zip(watch.pasts[row].keys, fresh.keys, strict=True):
             torch.testing.assert_close(kept, expected, rtol=1e-4, atol=1e-4)
 

@@ -9,7 +9,9 @@ import torch
 
 from inference.choosing import DecodingOptions
 from inference.conversation import Conversation
-from inference.decoding import Start, decode, prefill
+from inference.decoding import Start, decode
+from inference.reading.fused import FusedReader
+from inference.reading.generic import GenericReader
 from inference.retrieval import NgramRetriever, beam_search
 from routers.retrieve import NgramIndex, PrefixConstraint, PrefixTree
 from tests.inference.test_session import IMAGE
@@ -28,8 +30,8 @@ def log_probability(generalist, question, ids):
     total = 0.0
     for place, token in enumerate(ids):
         written = generalist.embed(torch.tensor(ids[:place], dtype=torch.long))
-        output, _, _ = prefill(generalist, [Start(torch.cat([prompt.embeds, written]))], None)
-        total += float(output.logits_last.float().log_softmax(-1)[0, token])
+        reading = GenericReader(generalist).read([torch.cat([prompt.embeds, written])], [None])
+        total += float(reading.logits.float().log_softmax(-1)[0, token])
     return total
 
 
@@ -62,7 +64,8 @@ def test_the_decode_loop_takes_the_constraint(generalist):
     constraint = PrefixConstraint(index, 4, generalist.vocabulary.eos_id, max_tokens=3)
     options = DecodingOptions(8, temperature=3.0)
     stop = [generalist.vocabulary.eos_id]
-    decoded = decode(generalist, [Start(item) for item in prompts], options, stop_ids=stop, constraint=constraint)
+    starts = [Start(item) for item in prompts]
+    decoded = decode(FusedReader.of(generalist), starts, options, stop_ids=stop, constraint=constraint)
     assert all(index.count(item.token_ids) > 0 and item.finish_reason == "stop" for item in decoded)
     assert len({tuple(item.token_ids) for item in decoded}) > 1
 
