@@ -129,6 +129,7 @@ ALLOWED_CLASSES: frozenset[str] = frozenset(
 _REQUIRED = {"reader", "prompt", "parser", "metric", "protocol", "media"}
 _OPTIONAL = {"title", "source", "folder", "wants", "option", "system", "generation", "without", "call", "split"}
 _OPTIONAL |= {"constant", "given", "hidden", "submission"}
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HIDDEN = "the references are with a server; python -m eval submit writes the file that it takes"
 
 
@@ -280,7 +281,7 @@ def read_catalog(*folders: str | Path) -> dict[str, dict[str, Any]]:
         path = Path(folder)
         for file in sorted(path.glob("*.yaml")) if path.is_dir() else [path]:
             try:
-                values = yaml.safe_load(file.read_text(encoding="utf-8"))
+                values = yaml.load(file.read_text(encoding="utf-8"), Loader=_LOADER)
             except (OSError, yaml.YAMLError) as error:
                 raise BenchmarkError(f"'{file}': expected a YAML file of benchmarks, got {error}") from None
             # A name with a dot in front is what other rows share, as a YAML anchor.

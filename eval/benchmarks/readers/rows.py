@@ -282,7 +282,7 @@ def table_rows(path: Path) -> Iterator[tuple[str, Row]]:
     if not path.is_file():
         raise BenchmarkError(f"'{path}': cannot be read: no such file")
     try:
-        for batch in batches(path):
+        for _, batch in batches(path):
             for row in batch.to_pylist():
                 yield f"'{path}' row {number}", {"_row": number, **row}
                 number += 1

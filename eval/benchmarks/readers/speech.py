@@ -12,7 +12,7 @@ from typing import Any
 import soundfile
 import yaml
 
-from data.converters.conversion import ConversionError, SkipItemError, tidy
+from data.converters.conversion import ConversionError, SkipItemError, Tally, tidy
 from data.converters.librispeech import AUDIO_SUFFIXES
 from data.converters.voice_tsv import read_tsv
 from data.converters.wavllm import WANTED, read_slice
@@ -343,10 +343,14 @@ class SpokenQaReader(Reader):
 
 
 def _rows(path: Path, wanted: set[str]) -> Iterator[dict[str, str]]:
+    tally = Tally()
     try:
-        yield from read_tsv(path, wanted)
+        yield from read_tsv(path, wanted, tally)
     except ConversionError as error:
         raise BenchmarkError(str(error)) from None
+    if tally.skipped:  # a corpus may lose a row, a benchmark may not
+        (reason, (place, *_)), *_ = tally.examples.items()
+        raise BenchmarkError(f"'{path}' {place}: {reason}")
 
 
 def _text_lines(path: Path) -> list[str]:

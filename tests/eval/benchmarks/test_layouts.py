@@ -171,3 +171,12 @@ def test_the_constant_reply_is_not_chosen_on_what_is_scored(tmp_path: Path) -> N
     for wrong in ({"say": "a", "reader": {}}, {"reader": {}}, {"sya": "a"}, "yes"):
         with pytest.raises(BenchmarkError, match="constant"):
             CatalogBenchmark("gqa", {**ROWS["gqa"], "constant": wrong}, tmp_path)
+
+
+def test_a_row_with_another_number_of_cells_is_refused(tmp_path: Path) -> None:
+    benchmark = made("covost2_en_de", tmp_path)
+    path = tmp_path / "covost2" / "en" / "covost_v2.en_de.test.tsv"
+    lines = path.read_text().split("\n")
+    path.write_text("\n".join([*lines[:2], lines[2] + "\tmore", *lines[3:]]))
+    with pytest.raises(BenchmarkError, match=r"test\.tsv' line 3: row with another number of cells"):
+        list(benchmark.records())
