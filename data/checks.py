@@ -9,8 +9,10 @@ from torch import Tensor
 
 from data.drafts import audio_extension, image_size
 from data.media import Video, decode_media, decode_target
+from data.media.results import made_by, reference_result, referring
 from data.records import Media, Part, Record
 from data.shards import Sample
+from layers.calls import ImageResult, Result
 
 _ALIASES = {"jpeg": "jpg", "tiff": "tif", "oga": "ogg", "opus": "ogg"}
 EDGE = 1e-6
@@ -21,7 +23,8 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
     """Everything wrong with a sample, one line each; nothing if it is good.
 
     Every medium and target is decoded. Boxes and regions must lie in the latest image before them, masks must have
-    its size, time spans must lie in the latest clip, nodes in the latest graph.
+    its size, time spans must lie in the latest clip, nodes in the latest graph; where a call is about an image that an
+    earlier one of its turn made, its target is on that.
 
     Args:
         sample: The sample.
@@ -48,12 +51,14 @@ def problems_of(sample: Sample, tasks: Collection[str] | None = None) -> list[st
         found.append(f"media: expected every one in a message, got {unused} in none")
     for turns in sample.record.conversations:
         latest: dict[str, Media] = {}
-        for part in (part for message in turns for part in message.content):
-            if part.media:
-                media = sample.record.media[part.media]
-                latest["image" if part.type == "video" else part.type] = media  # of a video, its last frame
-            elif part.type == "call":
-                found += _problems_of_call(part, sample.record, targets, latest, tasks)
+        for message in turns:
+            results: list[Result] = []
+            for part in message.content:
+                if part.media:
+                    media = sample.record.media[part.media]
+                    latest["image" if part.type == "video" else part.type] = media  # of a video, its last frame
+                elif part.type == "call":
+                    found += _problems_of_call(part, sample.record, targets, latest, results, tasks)
     return found
 
 
@@ -71,21 +76,35 @@ def _problems_of_call(
     record: Record,
     targets: Mapping[str, Any],
     latest: Mapping[str, Media],
+    results: list[Result],
     tasks: Collection[str] | None,
 ) -> list[str]:
+    """Those of a call, whose result by its target is added to those of the turn's earlier calls."""
     found = []
     if tasks is not None and call.task not in tasks:
         found.append(f"call: expected a task of {sorted(tasks)}, got '{call.task}'")
     for grounding in call.groundings:
-        problem = _problem_of_grounding(grounding, latest)
+        problem = _problem_of_grounding(grounding, latest, len(results))
         if problem:
             found.append(f"call of '{call.task}': {problem}")
-    if call.target is not None and call.target in targets:
-        kind, value = record.targets[call.target].type, targets[call.target]
-        problem = _problem_of_target(kind, value, latest)
+    referred = referring(call, len(results))
+    made = [results[index] for index in made_by(referred, results)]
+    value = targets.get(call.target) if call.target is not None else None
+    if value is not None and call.target is not None:
+        problem = _problem_of_target(record.targets[call.target].type, value, _on_made(latest, made))
         if problem:
             found.append(f"target '{call.target}': {problem}")
+            value = None
+    results.append(reference_result(referred, value))
     return found
+
+
+def _on_made(latest: Mapping[str, Media], made: Sequence[Result]) -> Mapping[str, Media]:
+    """What a call's target is on: the image that earlier calls made, or what stands before it."""
+    pictures = [result.image for result in made if isinstance(result, ImageResult)]
+    if not pictures:
+        return latest
+    return {**latest, "image": Media("image", "", (pictures[-1].shape[2], pictures[-1].shape[1]))}
 
 
 def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> str | None:
@@ -104,8 +123,12 @@ def _problem_of_target(kind: str, value: Any, latest: Mapping[str, Media]) -> st
     return None
 
 
-def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Media]) -> str | None:
+def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Media], num_earlier: int) -> str | None:
     kind = grounding["type"]
+    if kind == "result":
+        index: Any = grounding.get("call_index")
+        good = _is_below(index, num_earlier)
+        return None if good else f"result: expected one of {num_earlier} earlier calls of the turn, got {index}"
     if kind == "region":
         if "canvas" not in grounding:
             return _outside(grounding.get("box_xyxy"), latest.get("image"))
@@ -125,9 +148,9 @@ def _problem_of_grounding(grounding: Mapping[str, Any], latest: Mapping[str, Med
         graph = latest.get("graph")
         if graph is None:
             return "node: expected a graph before it, got none"
-        index: Any = grounding.get("index")
-        good = type(index) is int and 0 <= index < graph.size[0]
-        return None if good else f"node: expected 0 to {graph.size[0] - 1}, got {index}"
+        node: Any = grounding.get("index")
+        good = _is_below(node, graph.size[0])
+        return None if good else f"node: expected 0 to {graph.size[0] - 1}, got {node}"
     return None
 
 
@@ -141,6 +164,10 @@ def _outside(box: Any, image: Media | None, canvas: Any = None) -> str | None:
     good = isinstance(box, Sequence) and len(box) == 4 and _numbers(box)
     good = good and -EDGE <= box[0] < box[2] <= width + EDGE and -EDGE <= box[1] < box[3] <= height + EDGE
     return None if good else f"box: expected x1 < x2 and y1 < y2 within {width}x{height} pixels, got {list(box or ())}"
+
+
+def _is_below(index: Any, count: int) -> bool:
+    return type(index) is int and 0 <= index < count
 
 
 def _numbers(values: Sequence[Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.lookup import benchmarks_of
 from eval.judges.judge import Judge
 from eval.log import Log, LogError, read_log
-from eval.metrics.pairing import Difference, holm, paired_difference
+from eval.metrics.pairing import LEVEL, Difference, holm, paired_difference
 from eval.metrics.statistics import Score
 from eval.prediction import Prediction
 from eval.score import check_belongs
@@ -59,6 +59,11 @@ class Comparison:
             return None
         return (found.value > 0) == self.after.higher_is_better
 
+    @property
+    def is_regression(self) -> bool:
+        """Whether the second run is worse beyond chance, the number of metrics that were looked at included."""
+        return self.better is False and (self.p_holm is None or self.p_holm < 1 - LEVEL)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         found = self.difference
@@ -96,6 +101,7 @@ def compare_logs(
     data: str | Path | None = None,
     catalogs: Sequence[str | Path] = (),
     judge: Judge | None = None,
+    only: Collection[str] | None = None,
 ) -> list[Comparison]:
     """Compare runs with the first of them.
 
@@ -104,6 +110,7 @@ def compare_logs(
         data: Where the benchmarks' files are, if not where the logs say.
         catalogs: Of benchmark rows beside the shipped ones.
         judge: For metrics that need one.
+        only: Benchmarks to compare; all that both have by default.
 
     Returns:
         One entry per metric and run, benchmarks that both have only.
@@ -121,6 +128,7 @@ def compare_logs(
     found: list[Comparison] = []
     for log, label in zip(logs[1:], labels[1:], strict=True):
         shared = {name: item for name, item in benchmarks.items() if name in log.benchmarks}
+        shared = shared if only is None else {name: item for name, item in shared.items() if name in only}
         if not shared:
             raise LogError(f"{log.path} and {first.path}: expected benchmarks in common, got none")
         own: list[Comparison] = []
@@ -130,6 +138,39 @@ def compare_logs(
         adjusted = holm([None if item.difference is None else item.difference.p for item in own])
         found += [Comparison(**{**vars(item), "p_holm": p}) for item, p in zip(own, adjusted, strict=True)]
     return found
+
+
+def chat_benchmarks(log: Log) -> list[str]:
+    """The benchmarks of a log that are answered in words: none of their references holds a call."""
+    return [name for name in log.benchmarks if not any(row.reference.get("calls") for row in log.rows(name))]
+
+
+def chat_gate(
+    before: str | Path,
+    after: Sequence[str | Path],
+    data: str | Path | None = None,
+    catalogs: Sequence[str | Path] = (),
+    judge: Judge | None = None,
+) -> list[Comparison]:
+    """Compare answers in words before and after something was taught beside them, such as expert heads.
+
+    The gate is passed where none of them :attr:`Comparison.is_regression`.
+
+    Args:
+        before: The log of the model as it was.
+        after: Logs of the model as it is; those that share no such benchmark are left out.
+        data: Where the benchmarks' files are, if not where the logs say.
+        catalogs: Of benchmark rows beside the shipped ones.
+        judge: For metrics that need one.
+
+    Raises:
+        LogError: If none of the logs shares one, or they were not measured alike.
+    """
+    chat = set(chat_benchmarks(read_log(before)))
+    shared = [path for path in after if chat & set(read_log(path).benchmarks)]
+    if not shared:
+        raise LogError(f"{before}: expected answers in words to questions that the other logs ask too, got none")
+    return [item for path in shared for item in compare_logs([before, path], data, catalogs, judge, chat)]
 
 
 def label_runs(logs: Sequence[Log]) -> list[str]:

@@ -9,36 +9,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
-from data.media import decode_target, encode_mask, encode_png
+from data.media import decode_target
 from data.records import Message, Part, Target
 from data.shards import Sample
-from inference.conversation import Conversation, HeadError, Reply
-from inference.files import encode_audio, encode_frames
-from layers.calls import (
-    AudioResult,
-    BoxesResult,
-    Call,
-    EmbeddingResult,
-    Grounding,
-    ImageResult,
-    LabelResult,
-    MaskResult,
-    MasksResult,
-    NodeRef,
-    RankingResult,
-    Region,
-    Result,
-    ResultRef,
-    ScoreResult,
-    SelectionResult,
-    TimeSpan,
-    VideoResult,
-)
-from routers.parser import ParseError
+from inference.conversation import Conversation, Reply
+from inference.files import call_to_json, error_to_json, result_to_json
 
 HEAD_ERROR = "head"
 
@@ -58,9 +33,9 @@ class Prediction:
         raw: What the model wrote, control tokens included.
         text: What remains without its calls.
         calls: ``{"task", "prompt", "groundings"}`` each; regions in original pixels.
-        errors: ``{"kind", "message"}`` each, of a head's also the ``cause``.
+        errors: ``{"kind", "message"}`` each, of a head's also the ``call_index`` and the ``cause``.
         finish_reason: "stop" or "length".
-        results: One per call, or None where the head refused; see :func:`result_to_json`.
+        results: One per call, or None where the head refused; see :func:`inference.files.result_to_json`.
         reference: ``{"text", "calls", "meta"}``; a reference call carries its target, see :func:`reference_of`.
         timings: Seconds per phase.
         generation: Settings of decoding, and which of our decode loops ran ("loop": "fused" or "generic").
@@ -165,7 +140,7 @@ def predicted(
         raw=reply.raw_text,
         text=reply.text,
         calls=[call_to_json(call) for call in reply.calls],
-        errors=[_error_to_json(error) for error in reply.errors],
+        errors=[error_to_json(error) for error in reply.errors],
         finish_reason=reply.finish_reason,
         results=[None if result is None else result_to_json(result) for result in reply.results],
         reference=reference_of(sample),
@@ -207,80 +182,6 @@ def reference_value(target: Mapping[str, Any]) -> Any:
     return decode_target(Target(type=target["type"], value=target.get("value"), file=target.get("file")), data)
 
 
-def call_to_json(call: Call) -> dict[str, Any]:
-    """Task, prompt and groundings in the notation of records."""
-    return {
-        "task": call.task,
-        "prompt": call.prompt,
-        "groundings": [_grounding_to_json(grounding) for grounding in call.groundings],
-    }
-
-
-def result_to_json(result: Result) -> dict[str, Any]:
-    """A result as JSON, and its notes.
-
-    It is one of ``boxes``, ``mask`` and ``masks`` (COCO run-lengths), ``image`` (base64 PNG), ``audio`` (base64 FLAC),
-    ``video`` (base64, its ``format`` MP4 or GIF), ``label``, ``score``, ``embedding`` (base64 of little-endian
-    float32), ``ranking`` (names) and ``selection`` (indices).
-
-    Raises:
-        TypeError: For a result type that the log does not know.
-    """
-    return {**_value_to_json(result), **({"notes": list(result.notes)} if result.notes else {})}
-
-
-def _value_to_json(result: Result) -> dict[str, Any]:
-    if isinstance(result, BoxesResult):
-        boxes = [[float(edge) for edge in box] for box in result.boxes_xyxy]
-        return {"type": "boxes", "boxes_xyxy": boxes, **_scored(result)}
-    if isinstance(result, MaskResult):
-        score = {} if result.score is None else {"score": float(result.score)}
-        return {"type": "mask", "mask": encode_mask(result.mask), **score}
-    if isinstance(result, MasksResult):
-        return {"type": "masks", "masks": [encode_mask(mask) for mask in result.masks], **_scored(result)}
-    if isinstance(result, ImageResult):
-        return {"type": "image", "png": encode_image(result.image)}
-    if isinstance(result, AudioResult):
-        data = encode_audio(result.waveform, result.sample_rate)
-        seconds = result.waveform.shape[1] / result.sample_rate
-        return {"type": "audio", "format": "flac", "data": _base64(data), "seconds": round(seconds, 3)}
-    if isinstance(result, VideoResult):
-        data, kind = encode_frames(result.frames, result.fps)
-        return {"type": "video", "format": kind, "data": _base64(data), "frames": len(result.frames), "fps": result.fps}
-    if isinstance(result, LabelResult):
-        probabilities = {name: float(value) for name, value in result.probabilities.items()}
-        return {"type": "label", "label": result.label, "probabilities": probabilities}
-    if isinstance(result, ScoreResult):
-        return {"type": "score", "score": float(result.score)}
-    if isinstance(result, EmbeddingResult):
-        return {"type": "embedding", "float32": encode_vector(result.vector)}
-    if isinstance(result, RankingResult):
-        return {"type": "ranking", "items": list(result.items), "scores": [float(score) for score in result.scores]}
-    if isinstance(result, SelectionResult):
-        return {"type": "selection", "indices": list(result.indices), "score": float(result.score)}
-    raise TypeError(f"expected a result that the log can hold, got {type(result).__name__}")
-
-
-def _scored(result: BoxesResult | MasksResult) -> dict[str, Any]:
-    labels = {"labels": list(result.labels)} if result.labels else {}
-    return {"scores": [float(score) for score in result.scores], **labels}
-
-
-def encode_image(image: Tensor) -> str:
-    """An image (3, H, W) uint8 as base64 PNG."""
-    return _base64(encode_png(image))
-
-
-def decode_image(png: str) -> Tensor:
-    """The inverse of :func:`encode_image`."""
-    image: Tensor = decode_target(Target(type="image", file="image.png"), base64.b64decode(png))
-    return image
-
-
-def _base64(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")
-
-
 def prompt_text(messages: Sequence[Message]) -> str:
     """Turns as text; media stand as ``[image]``, ``[audio]``, ``[graph]``."""
     return "\n".join(_turn_text(message) for message in messages)
@@ -290,21 +191,6 @@ def prompt_sha256(messages: Sequence[Message]) -> str:
     """Of turns as JSON."""
     turns = json.dumps([asdict(message) for message in messages], sort_keys=True)
     return hashlib.sha256(turns.encode()).hexdigest()
-
-
-def encode_vector(vector: Tensor) -> str:
-    """A vector (d,) as base64 of little-endian float32."""
-    return base64.b64encode(vector.float().cpu().numpy().astype("<f4").tobytes()).decode("ascii")
-
-
-def decode_vector(data: str) -> Tensor:
-    """The inverse of :func:`encode_vector`."""
-    return torch.from_numpy(np.frombuffer(base64.b64decode(data), dtype="<f4").astype(np.float32))
-
-
-def _error_to_json(error: ParseError | HeadError) -> dict[str, str]:
-    cause = {"cause": error.cause} if isinstance(error, HeadError) else {}
-    return {"kind": error.kind, "message": error.message, **cause}
 
 
 def _reference_parts(sample: Sample) -> Iterator[Part]:
@@ -326,15 +212,3 @@ def _target_to_json(sample: Sample, target: Target) -> dict[str, Any]:
 def _turn_text(message: Message) -> str:
     parts = [part.text if part.type == "text" else f"[{part.type}]" for part in message.content]
     return f"{message.role}: {' '.join(parts)}"
-
-
-def _grounding_to_json(grounding: Grounding) -> dict[str, Any]:
-    if isinstance(grounding, Region):
-        canvas = {} if grounding.canvas is None else {"canvas": list(grounding.canvas)}
-        return {"type": "region", "box_xyxy": [float(edge) for edge in grounding.box_xyxy], **canvas}
-    if isinstance(grounding, TimeSpan):
-        return {"type": "time_span", "start": grounding.start, "end": grounding.end}
-    if isinstance(grounding, NodeRef):
-        return {"type": "node", "index": grounding.index}
-    assert isinstance(grounding, ResultRef)
-    return {"type": "result", "call_index": grounding.call_index}

@@ -9,11 +9,15 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from data.media.results import kind_made, made_by
+from data.render.made import carried_over
+from heads.experts.files import ExpertError
 from inference.conversation import FailureCause, HeadError
 from layers.calls import Call, Grounding, HeadContext, MediaFeatures, NodeRef, Region, Result, ResultRef, TimeSpan
 from layers.head import Head
-from routers.tasks import TaskTable
+from routers.tasks import TaskSpec, TaskTable
 
+See = Callable[[Result], list[MediaFeatures]]
 HeadStates = Callable[[Sequence[Call], Tensor, Tensor], Tensor | None]
 _LOG = logging.getLogger(__name__)
 
@@ -30,6 +34,7 @@ class PendingReply:
         results: One per call answered so far, None where it failed.
         errors: What failed.
         episode: The conversation's.
+        made: Index of a call -> what heads see of the image, sound or video that it made, if a later call is about it.
     """
 
     media: list[MediaFeatures]
@@ -39,6 +44,7 @@ class PendingReply:
     results: list[Result | None] = field(default_factory=list)
     errors: list[HeadError] = field(default_factory=list)
     episode: str = ""
+    made: dict[int, list[MediaFeatures]] = field(default_factory=dict)
 
     @property
     def next_call(self) -> Call | None:
@@ -60,13 +66,19 @@ class HeadCaller:
         tasks: Says which head answers a task and whether it reads states.
         parameters: Scalar conditions handed to every head.
         head_states: What calls hand to their head, such as :meth:`models.generalist.Generalist.head_states`.
+        see: What heads see of a medium that a call made, such as :meth:`inference.encoding.PromptReader.see`.
     """
 
     def __init__(
-        self, heads: nn.ModuleDict, tasks: TaskTable, parameters: Mapping[str, float], head_states: HeadStates
+        self,
+        heads: nn.ModuleDict,
+        tasks: TaskTable,
+        parameters: Mapping[str, float],
+        head_states: HeadStates,
+        see: See,
     ) -> None:
         self._heads, self._tasks = heads, tasks
-        self._parameters, self._head_states = parameters, head_states
+        self._parameters, self._head_states, self._see = parameters, head_states, see
 
     def answer(self, pending: Sequence[PendingReply]) -> None:
         """Answer every call of a batch of replies that has no answer yet, in place.
@@ -83,7 +95,7 @@ class HeadCaller:
                 if spec.head not in self._heads:
                     known = sorted(self._heads)
                     _fail(reply, f"task '{call.task}' needs head '{spec.head}', loaded are {known}", "not_loaded")
-                elif refusal := _refusal(call, reply, self._heads[spec.head]):
+                elif refusal := _refusal(call, reply, self._heads[spec.head]) or _unmet(spec, call, reply):
                     _fail(reply, refusal)
                 else:
                     groups.setdefault((spec.head, bool(call.state_positions)), []).append(reply)
@@ -126,16 +138,20 @@ class HeadCaller:
             results = head.decode(head(states, lengths, contexts), contexts)
             if len(results) != len(replies):
                 raise RuntimeError(f"head '{name}': expected {len(replies)} results, got {len(results)}")
+            wrong = [type(item).__name__ for item in results if not isinstance(item, Result)]
+            if wrong:
+                raise RuntimeError(f"head '{name}': expected a result for each call, got a {wrong[0]}")
             return results, None
+        except (ExpertError, ImportError) as error:  # an expert that loads when it is called, or its extra
+            return [], (str(error), "not_loaded")
         except ValueError as error:
             return [], (str(error), "refused")
-        except ImportError as error:  # an expert that loads itself when it is called, whose extra is not installed
-            return [], (str(error), "not_loaded")
         except (MemoryError, torch.OutOfMemoryError) as error:
             failure: tuple[str, FailureCause] = (f"no memory to answer it: {error}".removesuffix(": "), "out_of_memory")
         except Exception as error:  # an expert is a program of its own: its end must not be that of the reply
             if len(replies) == 1:  # a batch is tried again, call by call
-                _LOG.exception("head '%s' failed on a call of '%s'", name, replies[0].calls[-1].task)
+                failed = replies[0].next_call
+                _LOG.exception("head '%s' failed on a call of '%s'", name, failed.task if failed else "")
             return [], (f"{type(error).__name__}: {error}", "raised")
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -146,16 +162,27 @@ class HeadCaller:
         assert call is not None
         referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}
         earlier = [result if index in referred else None for index, result in enumerate(reply.results)]
-        return HeadContext(call, reply.media, earlier, dict(self._parameters), reply.episode)
+        made: list[MediaFeatures] = []
+        for index in made_by(call, reply.results):
+            result = reply.results[index]
+            assert result is not None
+            if index not in reply.made:
+                reply.made[index] = self._see(result)
+            made += reply.made[index]
+        seen, drawn = ([item.layout for item in media if item.kind == "image"] for media in (reply.media, made))
+        call = carried_over(call, to_original(call, reply.media), seen, drawn)
+        return HeadContext(call, [*reply.media, *made], earlier, dict(self._parameters), reply.episode)
 
 
 def _refusal(call: Call, reply: PendingReply, head: nn.Module) -> str | None:
-    turn = len(reply.results)
+    if refusal := _unanswered_reference(call, reply):
+        return refusal
+    is_about_made = bool(made_by(call, reply.results))
     latest = {item.kind: item.layout for item in reply.media}
     for written, grounding in zip(call.groundings, to_original(call, reply.media).groundings, strict=True):
         if isinstance(grounding, Region):
             if "image" not in latest:
-                if isinstance(head, Head) and head.draws_layouts:
+                if is_about_made or (isinstance(head, Head) and head.draws_layouts):
                     continue
                 return "a region needs an image, the conversation has none"
             if _lies_outside(grounding, latest["image"].original_size):
@@ -166,13 +193,26 @@ def _refusal(call: Call, reply: PendingReply, head: nn.Module) -> str | None:
             nodes = latest["graph"].original_size[0] if "graph" in latest else 0
             if grounding.index >= nodes:
                 return f"node {grounding.index}: expected one of the {nodes} nodes of the latest graph"
-        elif isinstance(grounding, ResultRef):
-            index = grounding.call_index
-            if index >= turn:
-                return f"refers to the result of call {index}, expected an earlier call than {turn}"
-            if reply.results[index] is None:
-                return f"refers to the result of call {index}, which failed"
     return None
+
+
+def _unanswered_reference(call: Call, reply: PendingReply) -> str | None:
+    turn = len(reply.results)
+    for index in (item.call_index for item in call.groundings if isinstance(item, ResultRef)):
+        if index >= turn:
+            return f"refers to the result of call {index}, expected an earlier call than {turn}"
+        if reply.results[index] is None:
+            return f"refers to the result of call {index}, which failed"
+    return None
+
+
+def _unmet(spec: TaskSpec, call: Call, reply: PendingReply) -> str | None:
+    """Why neither the conversation nor what the call refers to is what its task needs."""
+    kinds = [item.kind for item in reply.media]
+    kinds += [kind_made(reply.results[index]) for index in made_by(call, reply.results)]
+    if spec.is_met(kinds):
+        return None
+    return f"task '{spec.name}' needs the media {list(spec.needs)}, the conversation and what it refers to are {kinds}"
 
 
 def _lies_outside(region: Region, size: Sequence[int]) -> bool:

@@ -125,9 +125,9 @@ class HeadError:
         call_index: Which call of the reply.
         task: Its task.
         message: What was expected and what was given, or what was raised.
-        cause: ``refused``: the call does not fit (a ``ValueError``); ``not_loaded``: the head is not here, or cannot be
-            loaded (an ``ImportError``); ``raised``: the head or its expert failed; ``out_of_memory``: there was no
-            memory for it, even alone.
+        cause: ``refused``: the call does not fit (a ``ValueError``); ``not_loaded``: the head is not here, or its
+            expert cannot be loaded (an ``ExpertError`` or an ``ImportError``); ``raised``: the head or its expert
+            failed; ``out_of_memory``: there was no memory for it, even alone.
     """
 
     call_index: int

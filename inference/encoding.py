@@ -6,19 +6,24 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor
 
 from data.media import RawMedia, Video
+from data.media.results import kind_made
 from data.render import Rendered, RenderedMedia
+from data.render.made import processed, stills_made
+from data.render.shown import Still
 from inference.past import Symbols
 from layers.batch import MediaBatch
-from layers.calls import MediaFeatures
+from layers.calls import MediaFeatures, Result
+from layers.geometry import GeometricTransform
 from layers.layout import ItemLayout, Layout
 from models.generalist import Generalist
 from models.media import EncodedMedia, seen_by_heads
+from models.plan import BatchPlan
 
 FeatureTransform = Callable[[dict[str, EncodedMedia]], dict[str, EncodedMedia]]
 
@@ -116,6 +121,37 @@ class PromptReader:
             embeds = generalist.place(embeds, torch.tensor(places, device=device), torch.cat(projected))
         pieces = torch.split(embeds, [len(prompt.input_ids) for prompt in prompts])
         return [ReadPrompt(piece, *row) for piece, row in zip(pieces, rows, strict=True)]
+
+    def see(self, result: Result) -> list[MediaFeatures]:
+        """What heads see of an image, a sound or a video that a head made; the last frame of a video comes last.
+
+        Without an encoder for it, images have no features: experts look at the pixels. Sounds are then left out.
+
+        Raises:
+            ValueError: If the processor of its modality refuses it.
+        """
+        kind = kind_made(result)
+        seen = [self._see(kind, *still) for still in stills_made(result, self.max_frames)]
+        return [item for item in seen if item is not None]
+
+    @cached_property
+    def _plan(self) -> BatchPlan:
+        return self.generalist.plan()
+
+    def _see(self, kind: str, still: Still, seconds: float | None) -> MediaFeatures | None:
+        device = self.generalist.device
+        if kind in self._plan.processors:
+            inputs, layout = processed(still, seconds, kind, self._plan)
+            inputs = {name: value.to(device) for name, value in inputs.items()}
+            seen = seen_by_heads(kind, layout, inputs, self.generalist.encode(kind, [inputs], Layout([layout])))
+        elif isinstance(still, Tensor):
+            size = (still.shape[2], still.shape[1])
+            layout = ItemLayout((0,), size, GeometricTransform.identity(size), seconds)
+            seen = MediaFeatures(kind, torch.zeros(0, 0, device=device), layout)
+        else:
+            return None
+        seen.load_original = lambda: still
+        return seen
 
     def _encode(
         self, uses: Sequence[tuple[RenderedMedia, Hashable]], transform: FeatureTransform | None

@@ -255,7 +255,7 @@ class Session:
         instructions = [torch.tensor(item.rendered.instruction, device=self.generalist.device) for item in batch]
         conditions = self.generalist.conditions(rows, instructions)
         heads = self.generalist.heads
-        caller = HeadCaller(heads, self.plan.tasks, self.parameters, self.generalist.head_states)
+        caller = HeadCaller(heads, self.plan.tasks, self.parameters, self.generalist.head_states, self._reader.see)
         watch = BatchWriting(replies, caller, self._text, self.eager_calls, job.listener, store)
         shortest = 0 if job.feature_transform else self.shared_prefix
         pasts = read_prefixes(job.reader, prompts, conditions, store, shortest)
@@ -276,10 +276,11 @@ class Session:
     def _writing(self, asked: Asked, prompt: ReadPrompt, job: _Job) -> Writing:
         change = job.head_media_transform
         media = prompt.media if change is None else [change(item) for item in prompt.media]
-        available = self.plan.tasks.available([item.kind for item in media])
+        kinds = [item.kind for item in media]
+        available, later = (self.plan.tasks.available(kinds, after_calls) for after_calls in (False, True))
         parser = self.generalist.router.parser(available)
         episode = asked.conversation.episode
-        return Writing(asked.index, parser, media, available, job.opening, prompt.symbols, episode)
+        return Writing(asked.index, parser, media, available, later, job.opening, prompt.symbols, episode)
 
     def _decode(
         self,

@@ -12,8 +12,9 @@ from torch import Tensor
 from data.records import Message, Part
 from inference.calling import HeadCaller, PendingReply, to_original
 from inference.events import CallAnswered, CallWritten, Listener, TextWritten
+from inference.files import grounding_to_json
 from inference.past import Past, PastStore, Symbols
-from layers.calls import Call, Grounding, MediaFeatures, NodeRef, Region, TimeSpan
+from layers.calls import Call, MediaFeatures
 from routers.parser import CallParser, Parsed
 
 _UNFINISHED = "\N{REPLACEMENT CHARACTER}"
@@ -27,6 +28,7 @@ class Writing:
         parser: Reads the tokens.
         media: The conversation's media.
         available: Tasks that it may call.
+        later: Tasks that it may call after a call, to which they may refer.
         opening: The token that it begins with, if that is not the model's choice.
         symbols: Of its prompt.
         episode: The conversation's.
@@ -38,11 +40,13 @@ class Writing:
         parser: CallParser,
         media: list[MediaFeatures],
         available: Collection[str],
+        later: Collection[str],
         opening: int | None = None,
         symbols: Symbols = (),
         episode: str = "",
     ) -> None:
-        self.index, self.parser, self.available, self.symbols = index, parser, available, symbols
+        self.index, self.parser, self.symbols = index, parser, symbols
+        self.available, self.later = available, later
         self.pending = PendingReply(media, episode=episode)
         self.told = 0
         self._opening = opening
@@ -55,7 +59,9 @@ class Writing:
     @property
     def standing(self) -> Collection[str] | None:
         """Tasks whose calls may begin here; None where none can."""
-        return self.available if self._opening is None and self.parser.is_outside else None
+        if self._opening is not None or not self.parser.is_outside:
+            return None
+        return self.later if self.pending.calls else self.available
 
     def feed(self, token_id: int) -> None:
         """Take the token that was appended."""
@@ -173,7 +179,7 @@ def as_message(
     for piece in parsed.pieces:
         if piece.call is not None:
             call = next(following)
-            groundings = tuple(_as_plain(item) for item in call.groundings)
+            groundings = tuple(grounding_to_json(item) for item in call.groundings)
             parts.append(Part("call", task=call.task, prompt=call.prompt, groundings=groundings))
             continue
         text = decode_text(list(token_ids[slice(*piece.token_span)]))
@@ -182,14 +188,3 @@ def as_message(
         else:
             parts.append(Part("text", text=text))
     return Message("assistant", tuple(parts))
-
-
-def _as_plain(grounding: Grounding) -> dict[str, object]:
-    if isinstance(grounding, Region):
-        canvas = {} if grounding.canvas is None else {"canvas": list(grounding.canvas)}
-        return {"type": "region", "box_xyxy": list(grounding.box_xyxy), **canvas}
-    if isinstance(grounding, TimeSpan):
-        return {"type": "time_span", "start": grounding.start, "end": grounding.end}
-    if isinstance(grounding, NodeRef):
-        return {"type": "node", "index": grounding.index}
-    return {"type": "result", "call_index": grounding.call_index}

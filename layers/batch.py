@@ -36,7 +36,8 @@ class MediaBatch:
     Args:
         items: Processed inputs, one dictionary per item (the encoder collates them).
         layout: The encoder's output per item.
-        token_lengths: Positions that each item takes in the language model, after the projector.
+        token_lengths: Positions that each item takes in the language model, after the projector; 0 for what an earlier
+            call of the turn made, which heads alone see.
         segments: (M,) the segment that owns each item.
         positions: (ΣN',) positions of the items' placeholders in ``input_ids``, in item order.
         contents: A hash per item of what the encoder is given, where features of a frozen encoder are kept.
@@ -77,7 +78,8 @@ class HeadCall:
     Args:
         call: Its ``state_positions`` index the pack; its regions are normalised to the input frame, 0 to 1.
         segment: The segment that it belongs to.
-        media: (kind, index into that kind's :class:`MediaBatch`) of the media before it, in order.
+        media: (kind, index into that kind's :class:`MediaBatch`) of the media before it, in order, then of those that
+            earlier calls made and it refers to.
         target: Tensors of the head's target processor; empty where there is nothing to learn.
         earlier_results: Per earlier call of the turn its result by the targets, if this call refers to it, else None.
     """

@@ -242,7 +242,8 @@ class HeadContext:
 
     Args:
         call: The call; its regions are normalised to the input frame of :attr:`image`, 0 to 1.
-        media: The conversation's media up to the call, in order.
+        media: The conversation's media up to the call, in order; then the images, sounds and frames of videos that
+            earlier calls of the reply made and this one is about: it refers to them, or to boxes or masks on them.
         earlier_results: Per earlier call of the reply its result, in original units, if this call refers to it, else
             None; in training what the record's targets say.
         parameters: Scalar conditions such as a resolution or a number of steps.
@@ -268,7 +269,7 @@ class HeadContext:
 
     @property
     def image(self) -> MediaFeatures:
-        """The latest image.
+        """The latest image, which is what an earlier call drew or changed where this call is about that.
 
         Raises:
             ValueError: If the conversation has none.

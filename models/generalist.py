@@ -25,7 +25,7 @@ from models.adapters.conditioned_experts import CALL
 from models.adapters.lora_experts import balance_loss
 from models.conditions import Conditions
 from models.language import LanguageModel
-from models.media import EncodedMedia, seen_by_heads
+from models.media import EncodedMedia, project, seen_by_heads
 from models.plan import BatchPlan, feature_costs
 from models.projectors import Projector
 from models.token_loss import routing_places, supervised_rows
@@ -156,12 +156,7 @@ class Generalist(nn.Module):
         for kind, batch in media.items():
             if kind not in self.encoders:
                 raise ValueError(f"no encoder for '{kind}': expected one of {sorted(self.encoders)}")
-            features, projector = self._features(kind, batch), self._projector(kind)
-            projected, projected_layout = projector(features, batch.layout)
-            if list(projected_layout.lengths) != list(batch.token_lengths):
-                got, expected = list(projected_layout.lengths), list(batch.token_lengths)
-                raise ValueError(f"{kind} projector: expected {expected} tokens per item, got {got}")
-            encoded[kind] = EncodedMedia(features, batch.layout, projected, projected_layout)
+            encoded[kind] = project(kind, self._projector(kind), self._features(kind, batch), batch)
         return encoded
 
     def _features(self, kind: str, batch: MediaBatch) -> Tensor:

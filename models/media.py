@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
+from layers.batch import MediaBatch
 from layers.calls import MediaFeatures
 from layers.layout import ItemLayout, Layout
+from models.projectors import Projector
 
 
 @dataclass
@@ -17,7 +20,7 @@ class EncodedMedia:
     Args:
         features: (ΣN, d) encoder features, which heads read.
         layout: Their layout.
-        projected: (ΣN', d_llm) tokens, which the language model reads.
+        projected: (ΣN', d_llm) tokens of the items that the language model reads.
         projected_layout: Their layout.
     """
 
@@ -25,6 +28,29 @@ class EncodedMedia:
     layout: Layout
     projected: Tensor
     projected_layout: Layout
+
+
+def project(kind: str, projector: Projector, features: Tensor, batch: MediaBatch) -> EncodedMedia:
+    """Bring features to the language model; of items that take no position in it, they go to heads alone.
+
+    Args:
+        kind: The modality.
+        projector: Its projector.
+        features: (ΣN, d) of all items.
+        batch: The items.
+
+    Raises:
+        ValueError: If the projector gives an item another number of tokens than the batch reserved for it.
+    """
+    projected, layout = projector(features, batch.layout)
+    if not all(batch.token_lengths):
+        pieces, read = layout.split(projected), [place for place, length in enumerate(batch.token_lengths) if length]
+        projected = torch.cat([projected[:0], *(pieces[place] for place in read)])
+        layout = Layout([layout.items[place] for place in read])
+    expected = [length for length in batch.token_lengths if length]
+    if list(layout.lengths) != expected:
+        raise ValueError(f"{kind} projector: expected {expected} tokens per item, got {list(layout.lengths)}")
+    return EncodedMedia(features, batch.layout, projected, layout)
 
 
 def seen_by_heads(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -72,9 +73,11 @@ def routing_places(states: Tensor, batch: Batch, tasks: TaskTable) -> tuple[Tens
     kept = ~inside[positions + 1]
     lengths = torch.tensor(batch.segment_lengths, device=positions.device)
     segments = torch.arange(len(lengths), device=positions.device).repeat_interleave(lengths)
-    available = [tasks.available(kinds) for kinds in _kinds_of_segments(batch)]
-    owners = segments[positions[kept] + 1].tolist()
-    return states[positions[kept]], tokens[kept], [available[owner] for owner in owners]
+    available = [[tasks.available(kinds, later) for later in (False, True)] for kinds in _kinds_of_segments(batch)]
+    places = positions[kept] + 1
+    first_ends = _ends_of_first_calls(batch)
+    owners = zip(segments[places].tolist(), places.tolist(), strict=True)
+    return states[positions[kept]], tokens[kept], [available[own][place >= first_ends[own]] for own, place in owners]
 
 
 def linear_cross_entropy(
@@ -194,8 +197,18 @@ def chunked_cross_entropy(
 
 
 def _kinds_of_segments(batch: Batch) -> list[list[str]]:
+    """The media that the language model reads."""
     kinds: list[list[str]] = [[] for _ in batch.segment_lengths]
     for kind, media in batch.media.items():
-        for segment in media.segments.tolist():
-            kinds[segment].append(kind)
+        for segment, length in zip(media.segments.tolist(), media.token_lengths, strict=True):
+            if length:
+                kinds[segment].append(kind)
     return kinds
+
+
+def _ends_of_first_calls(batch: Batch) -> list[float]:
+    """Where the first call of each segment ends, past everything where there is none."""
+    ends = [math.inf] * len(batch.segment_lengths)
+    for item in (item for calls in batch.calls.values() for item in calls):
+        ends[item.segment] = min(ends[item.segment], item.call.token_span[1])
+    return ends

@@ -19,6 +19,9 @@ class CallConstraint:
     Where a query token must follow, nothing is left to choose: the decode loop places it, see :meth:`forced_ids`.
     The mask leaves text there, so that a row always has a finite logit.
 
+    A task that may refer to earlier calls can begin after one even where it is not available: what it needs may be what
+    that call made. It cannot end before it has referred to one.
+
     Args:
         vocabulary: The control tokens.
         available: Per reply, the tasks that it may call.
@@ -36,6 +39,9 @@ class CallConstraint:
         self._available = [frozenset(names) for names in available]
         self._states = [State() for _ in available]
         self._barred = torch.tensor([[name not in names for name in vocabulary.open_ids] for names in self._available])
+        refers = [vocabulary.table[name].refers for name in vocabulary.open_ids]
+        self._may_refer = torch.tensor(refers) if any(refers) else None
+        self._has_referred = [False for _ in available]
 
     def mask(self, logits: Tensor) -> Tensor:
         """Set the logits (B, V) of illegal next tokens to -inf."""
@@ -45,6 +51,7 @@ class CallConstraint:
         tables = _tables(self._vocabulary, vocab_size, logits.device)
         if self._barred.device != logits.device:
             self._barred = self._barred.to(logits.device)
+            self._may_refer = None if self._may_refer is None else self._may_refer.to(logits.device)
         bounds = [(state.node, *self._grammar.bounds(state)) for state in self._states]
         node, low, high = torch.tensor(bounds, device=logits.device).T
         illegal = tables.illegal[node]
@@ -53,6 +60,8 @@ class CallConstraint:
         if len(tables.value_ids):
             illegal[:, tables.value_ids] |= (tables.values < low[:, None]) | (tables.values > high[:, None])
         self._allow_decimals(illegal)
+        if self._may_refer is not None:
+            self._bar_ends(illegal)
         return logits.masked_fill(illegal, float("-inf"))
 
     def advance(self, token_ids: Tensor | Sequence[int | None]) -> None:
@@ -71,16 +80,39 @@ class CallConstraint:
             if not isinstance(step, State):
                 raise ValueError(f"reply {row}: expected a token that the mask allows: {step.message}")
             self._states[row] = step
+            if self._may_refer is not None:
+                self._note_reference(row, state, step, token_id)
 
     def keep(self, places: Sequence[int]) -> None:
         """Go on with these of the replies, in this order."""
         self._available = [self._available[place] for place in places]
         self._states = [self._states[place] for place in places]
+        self._has_referred = [self._has_referred[place] for place in places]
         self._barred = self._barred[torch.tensor(places, device=self._barred.device)]
 
     def forced_ids(self) -> list[int | None]:
         """Per reply, the query token that must follow, or None where the model chooses."""
         return [self._grammar.forced_id(state) for state in self._states]
+
+    def _note_reference(self, row: int, before: State, after: State, token_id: int) -> None:
+        """Follow whether the call that is being written has referred to an earlier one."""
+        if after.begun > before.begun:
+            self._has_referred[row] = False
+            if before.begun == 0:  # later calls may refer to this one
+                assert self._may_refer is not None
+                self._barred[row] &= ~self._may_refer
+        elif token_id in self._vocabulary.ref_ids:
+            self._has_referred[row] = True
+
+    def _bar_ends(self, illegal: Tensor) -> None:
+        """A call of a task that is not available goes on until it has referred to an earlier one."""
+        for row, state in enumerate(self._states):
+            task = self._grammar.nodes[state.node].task
+            if task is None or self._has_referred[row] or task.name in self._available[row]:
+                continue
+            illegal[row, self._vocabulary.close_ids[task.name]] = True
+            if self._vocabulary.anchor_id is not None:
+                illegal[row, self._vocabulary.anchor_id] = True
 
     def _allow_decimals(self, illegal: Tensor) -> None:
         decimals = self._grammar.decimals

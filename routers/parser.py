@@ -88,7 +88,8 @@ class CallParser:
 
     Args:
         vocabulary: The control tokens.
-        available: Tasks that the sample can have; all if None. Well-formed calls of others are errors.
+        available: Tasks that the sample can have; all if None. Well-formed calls of others are errors, but for those
+            that refer to an earlier call, which may have made what they need.
     """
 
     def __init__(self, vocabulary: Vocabulary, available: Collection[str] | None = None) -> None:
@@ -230,7 +231,8 @@ class CallParser:
 
     def _complete(self, draft: _Draft, position: int) -> Call | None:
         span = (draft.start, position + 1)
-        if self._available is not None and draft.task not in self._available:
+        refers = any(isinstance(item, ResultRef) for item in draft.groundings)
+        if self._available is not None and draft.task not in self._available and not refers:
             message = f"expected a call of {sorted(self._available)}, got task '{draft.task}'"
             self._add_malformed(Violation("unavailable", message), draft.start, span)
             self._draft = None

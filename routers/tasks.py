@@ -27,7 +27,8 @@ class TaskSpec:
         head: Name of the head that answers, a key of the Generalist's ``heads``.
         link: What crosses from the language model to the head: only ``text``; prompt and ``boxes``; the ``hidden``
             state at the anchor token; or the states of k learned ``queries``.
-        needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two.
+        needs: Media kinds that the conversation must hold, once per mention: ``("graph", "graph")`` needs two. What an
+            earlier call of the reply made counts where the call refers to it.
         payload: What may stand between the tokens.
         num_queries: k, for the link ``queries``; must equal the head's.
         anchor_state: Which state the link ``hidden`` passes: the one ``at`` the anchor (as Sa2VA does), or the one
@@ -80,6 +81,16 @@ class TaskSpec:
     def reads_prompt(self) -> bool:
         """Whether the head reads the prompt's tokens."""
         return self.prompt_tokens != "none"
+
+    @property
+    def refers(self) -> bool:
+        """Whether a call may refer to the results of earlier ones."""
+        return "results" in self.payload
+
+    def is_met(self, media_kinds: Sequence[str]) -> bool:
+        """Whether these media (one entry per item) are what the task needs."""
+        have = list(media_kinds)
+        return all(have.count(kind) >= self.needs.count(kind) for kind in self.needs)
 
     @property
     def open_token(self) -> str:
@@ -152,10 +163,16 @@ class TaskTable:
         """Whether any task carries this payload."""
         return any(payload in task.payload for task in self.tasks)
 
-    def available(self, media_kinds: Sequence[str]) -> tuple[str, ...]:
-        """Names of the tasks whose needs a conversation with these media (one entry per item) meets."""
-        have = list(media_kinds)
-        return tuple(t.name for t in self.tasks if all(have.count(kind) >= t.needs.count(kind) for kind in t.needs))
+    def available(self, media_kinds: Sequence[str], after_calls: bool = False) -> tuple[str, ...]:
+        """Names of the tasks whose needs a conversation meets.
+
+        Args:
+            media_kinds: Its media, one entry per item.
+            after_calls: Whether a call of the same reply stands before: what it made may be what a task needs that can
+                refer to it.
+        """
+        later = {task.name for task in self.tasks if after_calls and task.refers}
+        return tuple(task.name for task in self.tasks if task.name in later or task.is_met(media_kinds))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and dictionaries, for ``tasks.yaml``."""

@@ -15,8 +15,10 @@ from torch import Tensor
 
 from data.inspection.drawing import ARROW, Overlay, audio_player, frames_of, graph_figure, mask_layer, picture
 from data.media import Video, decode_media, decode_target
-from data.records import Part, Record
+from data.media.results import made_by, reference_result, referring
+from data.records import Part
 from data.shards import Sample
+from layers.calls import ImageResult, Result
 from layers.media import Graph
 
 """Of a video."""
@@ -141,10 +143,8 @@ def _medium(part: Part, sample: Sample) -> str:
 def _call(call: Part, sample: Sample) -> str:
     words = f"<p><code>{escape(call.task)}({escape(call.prompt)})</code></p>"
     boxes: list[Overlay] = [("tokens", item["box_xyxy"]) for item in call.groundings if item["type"] == "region"]
-    target = sample.record.targets.get(call.target or "")
-    value: Any = None
+    target, value = sample.record.targets.get(call.target or ""), _value(sample, call)
     if target is not None:
-        value = decode_target(target, sample.members[target.file] if target.file else None)
         if target.type in ("label", "score", "order", "pair"):
             return words + f"<p>→ {escape(str(value.tolist() if isinstance(value, Tensor) else value))}</p>"
         if target.type == "image":
@@ -153,12 +153,9 @@ def _call(call: Part, sample: Sample) -> str:
             boxes.append(("reference", value))
         if target.type == "boxes":
             boxes += [("reference", item["box_xyxy"]) for item in value]
-    image = _latest_image(sample.record, call)
-    if image is None or not (boxes or value is not None):
+    raw = _image_of(sample, call) if boxes or value is not None else None
+    if raw is None:
         return words
-    media = sample.record.media[image]
-    raw = decode_media(media, sample.members[media.file])
-    assert isinstance(raw, Tensor)
     masks = [value] if isinstance(value, Tensor) else _masks(value)
     layer = mask_layer(masks, masks) if masks else None
     return words + picture(raw, "", boxes, layer)
@@ -169,15 +166,37 @@ def _masks(value: Any) -> list[Tensor]:
     return [item["mask"] for item in found if "mask" in item]
 
 
-def _latest_image(record: Record, call: Part) -> str | None:
-    for turns in record.conversations:
+def _image_of(sample: Sample, call: Part) -> Tensor | None:
+    """The image that a call is about: what an earlier call of its turn made, or the latest one before it."""
+    for turns in sample.record.conversations:
         latest = None
-        for part in (part for message in turns for part in message.content):
-            if part is call:
-                return latest
-            if part.type == "image":
-                latest = part.media
+        for message in turns:
+            results: list[Result] = []
+            for part in message.content:
+                if part.type == "image":
+                    latest = part.media
+                elif part is call:
+                    made = [results[index] for index in made_by(referring(part, len(results)), results)]
+                    pictures = [result.image for result in made if isinstance(result, ImageResult)]
+                    return pictures[-1] if pictures else _decoded(sample, latest)
+                elif part.type == "call":
+                    results.append(reference_result(referring(part, len(results)), _value(sample, part)))
     return None
+
+
+def _decoded(sample: Sample, name: str | None) -> Tensor | None:
+    if name is None:
+        return None
+    media = sample.record.media[name]
+    raw = decode_media(media, sample.members[media.file])
+    assert isinstance(raw, Tensor)
+    return raw
+
+
+def _value(sample: Sample, call: Part) -> Any:
+    """A call's decoded target; None without one."""
+    target = sample.record.targets.get(call.target or "")
+    return None if target is None else decode_target(target, sample.members[target.file] if target.file else None)
 
 
 def _short(value: Any) -> bool:

@@ -30,6 +30,7 @@ class RenderedMedia:
         layout: The encoder's output for it.
         positions: Positions of its placeholders in the sample's ``input_ids``.
         original: The image before the processor, for training where a head looks at it.
+        made: Whether an earlier call of the turn made it: heads see it, and the language model does not.
     """
 
     kind: str
@@ -39,6 +40,7 @@ class RenderedMedia:
     positions: list[int]
     frame: int = 0
     original: Tensor | None = None
+    made: bool = False
 
 
 @dataclass
@@ -48,7 +50,8 @@ class RenderedSampleCall:
     Args:
         head: The head that answers.
         call: With normalised regions; ``token_span`` and ``state_positions`` index the sample's ``input_ids``.
-        media: Indices into the sample's media of all that stand before it.
+        media: Indices into the sample's media of all that stand before it, then of those that earlier calls made and it
+            refers to.
         target: What the head learns; empty where there is nothing.
         earlier_results: Per earlier call of the turn what it gave, by the record's targets, if this call refers to it.
     """

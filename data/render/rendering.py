@@ -117,7 +117,7 @@ def _render(
         inputs[name], layouts[name] = [own for own, _ in made], (kind, [layout for _, layout in made])
     rendered = Writer(key, plan, layouts).write(messages, targets, generation_prompt, written or {})
     keep = plan.with_originals and not generation_prompt  # a session has them anyway
-    for item in rendered.media:
+    for item in (item for item in rendered.media if not item.made):
         item.inputs, still = inputs[item.name][item.frame], stills_of[item.name][1][item.frame][0]
         item.original = still if keep and isinstance(still, Tensor) else None
     return rendered

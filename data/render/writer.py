@@ -6,10 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from torch import Tensor
+
 from data.chat import chat_text
-from data.media.results import reference_result
+from data.media.results import kind_made, made_by, reference_result
 from data.records import Message, Part
 from data.render.groundings import grounding_of
+from data.render.made import carried_over, processed, stills_made
 from data.render.rendered import IGNORED, Rendered, RenderedMedia, RenderedSampleCall
 from data.render.shown import Layouts, taken_by
 from layers.calls import Call, Result, ResultRef
@@ -33,6 +36,7 @@ class Writer:
         self.text = chat_text(plan.tokenizer)
         self.out = Rendered(key)
         self.turn: list[tuple[Call, Any]] = []  # its calls so far in original units, and their targets
+        self.made: dict[int, list[int]] = {}  # what they made: places among the media
 
     def write(
         self,
@@ -53,7 +57,7 @@ class Writer:
         turns = zip(messages, markup.pieces, markup.learned, strict=False)
         for index, (message, piece, learned) in enumerate(turns):
             self._markup(piece, learned)
-            self.turn = []
+            self.turn, self.made = [], {}
             if index in written:
                 self._append(written[index], learned=message.role == "assistant")
                 continue
@@ -99,10 +103,12 @@ class Writer:
         if part.task not in self.plan.tasks:
             raise ValueError(f"unknown task '{part.task}': expected one of {[task.name for task in self.plan.tasks]}")
         task = self.plan.tasks[part.task]
-        kinds = [item.kind for item in self.out.media]
-        if task.name not in self.plan.tasks.available(kinds):
+        seen = [item for item in self.out.media if not item.made]
+        kinds = [item.kind for item in seen]
+        refers = any(item["type"] == "result" for item in part.groundings)
+        if not task.is_met(kinds) and not refers:
             raise ValueError(f"task '{task.name}': expected the media {list(task.needs)} before it, got {kinds}")
-        groundings = [grounding_of(item, self.out.media, len(self.turn)) for item in part.groundings]
+        groundings = [grounding_of(item, seen, len(self.turn)) for item in part.groundings]
         original = Call(part.task, part.prompt, tuple(item for item, _ in groundings))
         call = replace(original, groundings=tuple(item for _, item in groundings))
         written = render_call(call, self.plan.vocabulary, self.plan.tokenizer)
@@ -116,16 +122,44 @@ class Writer:
             token_span=(start, len(self.out.input_ids)),
             state_positions=tuple(start + position for position in written.state_positions),
         )
+        made = self._made(original)
+        pictures = [self.out.media[place].layout for place in made if self.out.media[place].kind == "image"]
+        call = carried_over(call, original, [item.layout for item in seen if item.kind == "image"], pictures)
+        media = [place for place, item in enumerate(self.out.media) if not item.made] + made
         value = None if part.target is None else targets.get(part.target)
         target: HeadTarget = {}
         if value is not None and task.head in self.plan.target_processors:
             processor: Any = self.plan.target_processors[task.head]
             processor = processor.for_call(call) if hasattr(processor, "for_call") else processor
             kind = getattr(processor, "media_kind", "image")
-            target = processor(value, [item.layout for item in self.out.media if item.kind == kind])
-        media = list(range(len(self.out.media)))
+            items = [self.out.media[place] for place in media]
+            target = processor(value, [item.layout for item in items if item.kind == kind])
         self.out.calls.append(RenderedSampleCall(task.head, call, media, target, self._earlier_results(call)))
         self.turn.append((original, value))
+
+    def _made(self, call: Call) -> list[int]:
+        """Places among the media of those that earlier calls made and this one is about, by the record's targets."""
+        places: list[int] = []
+        if not any(isinstance(item, ResultRef) for item in call.groundings):
+            return places
+        results = [reference_result(*earlier) for earlier in self.turn]
+        for index in made_by(call, results):
+            if index not in self.made:
+                self.made[index] = self._see(results[index], f"result of call {index}")
+            places += self.made[index]
+        return places
+
+    def _see(self, result: Result, name: str) -> list[int]:
+        """Places of what heads see of a result, which is processed here: no part of the conversation holds it."""
+        kind, places = kind_made(result), []
+        for frame, (still, seconds) in enumerate(stills_made(result, self.plan.max_frames)):
+            if kind not in self.plan.processors:  # then no head learns from it
+                break
+            inputs, layout = processed(still, seconds, kind, self.plan)
+            original = still if self.plan.with_originals and isinstance(still, Tensor) else None
+            places.append(len(self.out.media))
+            self.out.media.append(RenderedMedia(kind, name, inputs, layout, [], frame, original, made=True))
+        return places
 
     def _earlier_results(self, call: Call) -> list[Result | None]:
         referred = {item.call_index for item in call.groundings if isinstance(item, ResultRef)}

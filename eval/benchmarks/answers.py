@@ -11,6 +11,7 @@ from typing import Any
 
 from eval.benchmarks.benchmark import FAILED_IS_WRONG, answers_with, majority, meta_part, says
 from eval.benchmarks.shards import ShardBenchmark
+from eval.call_results import ResultJudge
 from eval.metrics.ranking import roc_auc
 from eval.metrics.routing import RATES, count_right_calls, routing_rate
 from eval.metrics.statistics import Score
@@ -27,6 +28,11 @@ ROUTING_PROTOCOL = (
 FAILURE_PROTOCOL = (
     "share of routing replies that hold a malformed call or one of an unavailable task, or are cut at the length "
     "limit; the parts are other benchmarks of the same run"
+)
+TWO_CALLS_PROTOCOL = (
+    "share of the replies to orders of two things whose calls are right and whose results are both right: a box or a "
+    "mask with IoU >= 0.5, a drawing or an edit as their own benchmarks judge it, an edit of what the first call made "
+    f"by what it does to that; {FAILED_IS_WRONG}"
 )
 
 
@@ -207,22 +213,36 @@ class LinkBenchmark(LabelBenchmark):
 
 
 class RoutingBenchmark(ShardBenchmark):
-    """Precision, recall and F1 of calls, and how many replies do not parse."""
+    """Precision, recall and F1 of calls, how many replies do not parse, and replies of two calls from end to end."""
 
     def score(self, predictions: Iterable[Prediction]) -> dict[str, Score]:
-        """``routing_precision``, ``routing_recall``, ``routing_f1`` and ``parse_failure``."""
+        """``routing_precision``, ``routing_recall``, ``routing_f1``, ``parse_failure`` and ``two_calls``."""
         counts, exact, failures = Tally(3), Tally(), Tally()
+        both, apart = Tally(), {name: Tally() for name in ("both calls", "first result", "second result")}
         for row in predictions:
             counts.add(row, *count_calls(row))
             number = f"all calls of the reply right, {len(row.reference['calls'])} expected"
             exact.add(row, float(self.right(row)), parts=[number])
             failures.add(row, float(row.failed))
+            if len(row.reference["calls"]) == 2 and self.judge_of_results.judges(row):
+                first, second = self.judge_of_results.right(row)
+                is_routed = self.right(row)
+                tasks = ", then ".join(call["task"] for call in row.reference["calls"])
+                both.add(row, float(is_routed and first and second), parts=[tasks])
+                for own, right in zip(apart.values(), (is_routed, first, second), strict=True):
+                    own.add(row, float(right))
         scores = {}
         for name in RATES:
             scores[f"routing_{name}"] = counts.statistic(partial(routing_rate, name=name), ROUTING_PROTOCOL)
         scores["routing_f1"].parts.update(exact.mean("").parts)
         scores["parse_failure"] = failures.mean(FAILURE_PROTOCOL, higher_is_better=False)
+        scores["two_calls"] = _two_calls(both, apart)
         return scores
+
+    @cached_property
+    def judge_of_results(self) -> ResultJudge:
+        """Judges the results of each call."""
+        return ResultJudge(self.data, self.records)
 
     def right(self, prediction: Prediction) -> bool:
         """Whether the reply makes the expected calls and no other."""
@@ -238,6 +258,15 @@ class RoutingBenchmark(ShardBenchmark):
         made = [_calls_json(row.reference["calls"]) for row in self.validation]
         calls: list[dict[str, Any]] = json.loads(majority(item for item in made if item != NO_CALLS))
         return calls
+
+
+def _two_calls(both: Tally, apart: Mapping[str, Tally]) -> Score:
+    if not len(both):
+        na = "no question asks for two calls with results"
+        return Score(float("nan"), 0, None, TWO_CALLS_PROTOCOL, na=na)
+    score = both.mean(TWO_CALLS_PROTOCOL)
+    score.parts.update({name: own.mean("") for name, own in apart.items()})
+    return score
 
 
 def cluster_name(row: Prediction, entry: str | None) -> str:

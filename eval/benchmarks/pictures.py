@@ -14,13 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data.media import decode_mask, decode_media, encode_mask
+from data.shards import Sample
 from eval.benchmarks.benchmark import FAILED_IS_WRONG, answers_with, majority
 from eval.benchmarks.shards import ShardBenchmark
 from eval.metrics.boxes import box_iou, mask_iou, mask_overlap
 from eval.metrics.statistics import Estimate, Score, mean
-from eval.prediction import Prediction, decode_image, encode_image
+from eval.prediction import Prediction
 from eval.recogniser import DigitRecogniser, EditVerdict, Seen, recogniser, to_pixels
 from eval.tally import Tally
+from inference.files import decode_image, encode_image
 from layers.geometry import Box
 
 IOU_THRESHOLD = 0.5
@@ -193,13 +195,7 @@ class EditBenchmark(JudgedBenchmark):
 
     @cached_property
     def _originals(self) -> dict[str, Tensor]:
-        images = {}
-        for sample in self.records():
-            media = next(item for item in sample.record.media.values() if item.type == "image")
-            image = decode_media(media, sample.members[media.file])
-            assert isinstance(image, Tensor)
-            images[sample.key] = image
-        return images
+        return pictures_of(self.records())
 
     def _verdict(self, row: Prediction) -> EditVerdict:
         result = row.first_result("image")
@@ -207,10 +203,22 @@ class EditBenchmark(JudgedBenchmark):
             return EditVerdict(False, False, False)
         before, after = self._originals[row.key], decode_image(result["png"])
         if after.shape != before.shape:
-            after = _resized(after, before)
+            after = resized(after, before)
         mask = decode_mask(row.meta["objects"][row.meta["object"]]["mask"]).numpy()
         digit, colour = int(row.meta["digit"]), str(row.meta["new_colour"])
         return self.recogniser[0].judge_edit(to_pixels(before), to_pixels(after), mask, digit, colour)
+
+
+def pictures_of(samples: Iterable[Sample]) -> dict[str, Tensor]:
+    """Key -> the first image of each sample that has one."""
+    images = {}
+    for sample in samples:
+        media = next((item for item in sample.record.media.values() if item.type == "image"), None)
+        if media is not None:
+            image = decode_media(media, sample.members[media.file])
+            assert isinstance(image, Tensor)
+            images[sample.key] = image
+    return images
 
 
 def read_manifest(data: Path) -> Mapping[str, Any]:
@@ -260,7 +268,8 @@ def _asked(row: Prediction) -> str:
     return f"{row.meta['colour']} {row.meta['digit']}"
 
 
-def _resized(image: Tensor, like: Tensor) -> Tensor:
+def resized(image: Tensor, like: Tensor) -> Tensor:
+    """An image (3, H, W) uint8 in the size of another."""
     size = (int(like.shape[1]), int(like.shape[2]))
-    resized = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
-    return resized.round().clamp(0, 255).to(torch.uint8)
+    scaled = F.interpolate(image[None].float(), size, mode="bilinear", antialias=True)[0]
+    return scaled.round().clamp(0, 255).to(torch.uint8)

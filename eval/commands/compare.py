@@ -21,17 +21,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--out", type=Path, help="where to write the differences: .json, or a page (.html)")
     parser.add_argument("--data", type=Path, help="data directory, if it is not where the logs say")
+    parser.add_argument(
+        "--gate",
+        action="store_true",
+        help="compare answers in words alone, and end with status 1 if one of their figures is worse beyond chance",
+    )
     add_catalog(parser)
     add_judge(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Compare, print and write."""
-    from eval.compare import compare_logs, comparison_table, write_comparisons
+    from eval.compare import chat_gate, compare_logs, comparison_table, write_comparisons
 
     files = [own_log(path) for path in options.files]
     judge = chosen_judge(options, files[0])
-    found = compare_logs(files, options.data, options.catalog, judge)
+    given = (options.data, options.catalog, judge)
+    found = chat_gate(files[0], files[1:], *given) if options.gate else compare_logs(files, *given)
     console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(comparison_table(found))
     if options.out:
@@ -42,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
         else:
             write_comparisons(found, options.out)
         console.print(f"written to {options.out}")
-    return 0
+    worse = [item.metric for item in found if item.is_regression] if options.gate else []
+    if worse:
+        console.print(f"[red]worse: {', '.join(worse)}[/red]")
+    return int(bool(worse))
 
 
 def own_log(path: Path) -> Path:

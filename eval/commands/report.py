@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from eval.commands.compare import own_log
 from eval.commands.list import add_catalog
 from eval.commands.score import add_judge, chosen_judge
 
@@ -20,6 +21,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, type=Path, help="the page (.html)")
     parser.add_argument("--data", type=Path, help="data directory, if it is not where the logs say")
     parser.add_argument("--checkpoint", type=Path, help="checkpoint of a run, if it is not where the logs say")
+    parser.add_argument(
+        "--before",
+        type=Path,
+        help="log of the model as it was, such as before its heads were trained: tells if answers in words are worse",
+    )
     add_catalog(parser)
     add_judge(parser)
 
@@ -35,11 +41,12 @@ def run(options: argparse.Namespace) -> int:
 
     if bool(options.files) == (options.run_dir is not None):
         raise ValueError("expected either logs or --run, got " + ("both" if options.files else "neither"))
+    before = None if options.before is None else own_log(options.before)
     if options.run_dir is not None:
-        write_report(options.run_dir, options.out, data=options.data, checkpoint=options.checkpoint)
+        write_report(options.run_dir, options.out, data=options.data, checkpoint=options.checkpoint, before=before)
     else:
         judge = chosen_judge(options, options.files[0])
         logs = [log for path in options.files for log in find_logs(path)]
-        write_log_report(logs, options.out, data=options.data, catalogs=options.catalog, judge=judge)
+        write_log_report(logs, options.out, data=options.data, catalogs=options.catalog, judge=judge, before=before)
     print(f"written to {options.out}")
     return 0

@@ -19,7 +19,7 @@ def count_right_calls(predicted: Sequence[JsonCall], reference: Sequence[JsonCal
     Task, prompt and number of groundings must equal those of the reference call at the same place, so a call too
     many at the front makes every later one wrong.
     """
-    return sum(_same(mine, theirs) for mine, theirs in zip(predicted, reference, strict=False))
+    return sum(same_call(mine, theirs) for mine, theirs in zip(predicted, reference, strict=False))
 
 
 def routing_rate(counts: NDArray[np.float64], name: Rate) -> float:
@@ -37,6 +37,7 @@ def routing_rate(counts: NDArray[np.float64], name: Rate) -> float:
     return right / whole if whole else 1.0
 
 
-def _same(mine: JsonCall, theirs: JsonCall) -> bool:
+def same_call(mine: JsonCall, theirs: JsonCall) -> bool:
+    """Whether task, prompt and number of groundings match."""
     same_prompt = " ".join(mine["prompt"].split()) == " ".join(theirs["prompt"].split())
     return mine["task"] == theirs["task"] and same_prompt and len(mine["groundings"]) == len(theirs["groundings"])

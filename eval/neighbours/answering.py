@@ -12,8 +12,8 @@ import torch
 
 from data.media import RawMedia, decode_media
 from data.records import MEDIA_TYPES, Media, Message, Part
-from eval.prediction import call_to_json, result_to_json
 from inference.conversation import Conversation, Reply
+from inference.files import call_to_json, error_to_json, result_to_json
 from inference.session import Session
 from layers.media import Audio
 
@@ -72,7 +72,7 @@ def _answers(session: Session, lines: Sequence[str], default: int) -> list[dict[
                 "text": reply.text,
                 "calls": [call_to_json(call) for call in reply.calls],
                 "results": [None if result is None else result_to_json(result) for result in reply.results],
-                "errors": [{"kind": error.kind, "message": error.message} for error in reply.errors],
+                "errors": [error_to_json(error) for error in reply.errors],
                 "finish_reason": reply.finish_reason,
             }
     return answers

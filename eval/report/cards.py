@@ -25,7 +25,8 @@ from data.media import Video, decode_mask, decode_media
 from data.shards import Sample
 from eval.benchmarks.answer import Answer
 from eval.benchmarks.benchmark import Benchmark
-from eval.prediction import Prediction, decode_image, reference_value
+from eval.prediction import Prediction, reference_value
+from inference.files import decode_image
 from layers.media import Graph
 
 BOX_LEGEND = (
@@ -123,8 +124,11 @@ def _node_texts(name: str, graph: Graph) -> str:
 
 def _image(image: Tensor, prediction: Prediction) -> tuple[list[str], list[str]]:
     """The input image with boxes and masks drawn, then generated pictures; and the legends."""
-    targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
-    results = [item for item in prediction.results if item is not None]
+    calls = prediction.reference["calls"]
+    about = [(call.get("target") or {}).get("type") for call in calls]
+    on_input = [call for place, call in enumerate(calls) if _made_for(calls, about, place) is None]
+    targets = [call["target"] for call in on_input if call.get("target")]
+    results = _results_on(prediction, None)
     right: list[Overlay] = [("reference", box) for box in _of_reference(targets, "box", "boxes", "box_xyxy")]
     boxes: list[Overlay] = [
         ("head", box) for r in results if r["type"] == "boxes" for box in r["boxes_xyxy"][:MAX_BOXES]
@@ -155,16 +159,41 @@ def _predicted_masks(result: Mapping[str, Any]) -> list[Any]:
 
 
 def _pictures(prediction: Prediction) -> list[str]:
-    """Generated pictures, each with what a reference looks like."""
+    """Generated pictures, with what was found in them, and what a reference looks like."""
     targets = [call["target"] for call in prediction.reference["calls"] if call.get("target")]
-    figures = [
-        picture(decode_image(item["png"]), "from the model")
-        for item in prediction.results
-        if item is not None and item["type"] == "image"
-    ]
+    figures = []
+    for place, item in enumerate(prediction.results):
+        if item is not None and item["type"] == "image":
+            own = _results_on(prediction, place)
+            boxes: list[Overlay] = [("head", box) for r in own if r["type"] == "boxes" for box in r["boxes_xyxy"]]
+            masks = [decode_mask(mask) for r in own for mask in _predicted_masks(r)]
+            layer = mask_layer(masks, []) if masks else None
+            figures.append(picture(decode_image(item["png"]), "from the model", boxes[:MAX_BOXES], layer))
     return figures + [
         picture(decode_image(target["data"]), "a reference") for target in targets if target["type"] == "image"
     ]
+
+
+def _results_on(prediction: Prediction, picture_of: int | None) -> list[Mapping[str, Any]]:
+    """The results of calls that are about the picture that a call made, or about the input image."""
+    kinds = [None if item is None else item["type"] for item in prediction.results]
+    return [
+        item
+        for place, item in enumerate(prediction.results)
+        if item is not None and _made_for(prediction.calls, kinds, place) == picture_of
+    ]
+
+
+def _made_for(calls: Sequence[Mapping[str, Any]], kinds: Sequence[str | None], place: int) -> int | None:
+    """The earlier call that made the picture that a call is about; None where that is the input image."""
+    for item in reversed(calls[place]["groundings"] if place < len(calls) else ()):
+        index = item["call_index"] if item["type"] == "result" else place
+        kind = kinds[index] if index < min(place, len(kinds)) else None
+        if kind == "image":
+            return int(index)
+        if kind in ("box", "boxes", "mask", "masks"):
+            return _made_for(calls, kinds, index)
+    return None
 
 
 def _players(prediction: Prediction) -> list[str]:

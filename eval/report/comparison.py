@@ -47,7 +47,7 @@ def write_comparison(
     labels = [found[0].baseline, *dict.fromkeys(item.other for item in found)]
     told = [item.better for item in found]
     facts = [(str(len(found)), "differences"), (str(told.count(True)), "better"), (str(told.count(False)), "worse")]
-    sections: list[Section] = [("differences", "Differences", _intervals(found) + _table(found))]
+    sections: list[Section] = [("differences", "Differences", interval_chart(found) + difference_table(found))]
     benchmarks = benchmarks_of(logs[0], data, catalogs)
     for log, label in zip(logs[1:], labels[1:], strict=True):
         own = [item for item in found if item.other == label]
@@ -62,7 +62,8 @@ def write_comparison(
     write_page(out, title, LEAD, facts, sections, "; ".join(str(log.path) for log in logs))
 
 
-def _intervals(found: Sequence[Comparison]) -> str:
+def interval_chart(found: Sequence[Comparison]) -> str:
+    """The differences with their intervals; empty where none has one."""
     rows = [item for item in found if item.difference is not None and item.difference.low is not None]
     if not rows:
         return ""
@@ -93,7 +94,8 @@ def _intervals(found: Sequence[Comparison]) -> str:
     return f'<figure class="chart">{svg}</figure>'
 
 
-def _table(found: Sequence[Comparison]) -> str:
+def difference_table(found: Sequence[Comparison]) -> str:
+    """The differences as a table, with the protocols below it."""
     heads = ("metric", "run", "first", "second", "difference", "95 % interval", "p (Holm)", "n", "rose / fell", "")
     rows = []
     for item in found:

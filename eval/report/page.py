@@ -13,13 +13,15 @@ from safetensors import safe_open
 
 from eval.benchmarks.benchmark import Benchmark, BenchmarkError
 from eval.benchmarks.lookup import benchmarks_of
+from eval.compare import Comparison, chat_gate
 from eval.judges.judge import Judge
 from eval.log import RUN, Log, LogError, read_log
 from eval.report.cards import card, choose, samples_of
 from eval.report.curves import files_of, read_stages, stage_sections
 from eval.report.frame import figure, write_page
+from eval.report.gate import gate_fact, gate_section
 from eval.report.profile import Profile, part_bars
-from eval.report.table import score_section
+from eval.report.table import is_complete, score_section
 from eval.score import Scores, check_belongs, score_files, verdict
 from models.checkpoint import WEIGHTS
 from training.phases import clock
@@ -31,7 +33,12 @@ LEAD = (
 
 
 def write_report(
-    run: str | Path, out: str | Path, *, data: str | Path | None = None, checkpoint: str | Path | None = None
+    run: str | Path,
+    out: str | Path,
+    *,
+    data: str | Path | None = None,
+    checkpoint: str | Path | None = None,
+    before: str | Path | None = None,
 ) -> None:
     """Write the page about a run.
 
@@ -41,6 +48,8 @@ def write_report(
         out: The page.
         data: The data directory; the one that the log names by default.
         checkpoint: The checkpoint; the one that the log names by default.
+        before: A log of the model as it was, such as before its heads were trained: the page says whether answers in
+            words became worse.
 
     Raises:
         ValueError: If there is no log of the model itself, or its data is not there.
@@ -51,7 +60,8 @@ def write_report(
     scores: Scores = _json(run / "scores.json") or {}
     phases = read_phases(run / "phases.json")
     sizes = parameter_counts(Path(checkpoint or log.header.info.get("checkpoint", "")) / WEIGHTS)
-    facts = []
+    gate = _gate(before, logs, data)
+    facts = [gate_fact(gate)] if gate else []
     if phases:
         facts.append((clock(seconds_at_work(run / "phases.json")), "from nothing to this page"))
     if sizes:
@@ -59,6 +69,7 @@ def write_report(
     sections = [
         ("trained", "What was trained, and how long", _trained(phases, sizes)),
         ("scores", "Scores against controls", score_section(scores)),
+        *([gate_section(gate)] if gate else []),
         ("examples", "Held-out examples", _examples(logs, data, (), scores)),
         ("curves", "Learning curves", _curves(stage_sections(read_stages(run)))),
     ]
@@ -73,6 +84,7 @@ def write_log_report(
     data: str | Path | None = None,
     catalogs: Sequence[str | Path] = (),
     judge: Judge | None = None,
+    before: str | Path | None = None,
 ) -> None:
     """Write a page about prediction logs of one model, its own and those of its controls.
 
@@ -82,6 +94,7 @@ def write_log_report(
         data: Where the benchmarks' files are, if not where the logs say.
         catalogs: Of benchmark rows beside the shipped ones.
         judge: For metrics that need one.
+        before: As of :func:`write_report`.
 
     Raises:
         ValueError: If the logs do not belong together, or none is the model's own.
@@ -97,11 +110,24 @@ def write_log_report(
         or own[0].header.info.get("replayed")
         or own[0].header.identity["checkpoint_sha256"]
     )
+    gate = _gate(before, own, data, catalogs, judge)
     sections = [
         ("scores", "Scores against controls", score_section(scores)),
+        *([gate_section(gate)] if gate else []),
         ("examples", "Benchmark by benchmark", _examples(own, data, catalogs, scores, judge)),
     ]
-    write_page(out, f"Evaluation of {Path(str(name)).name}", LEAD, _facts(own, scores), sections, _footer(own[0]))
+    facts = [*([gate_fact(gate)] if gate else []), *_facts(own, scores)]
+    write_page(out, f"Evaluation of {Path(str(name)).name}", LEAD, facts, sections, _footer(own[0]))
+
+
+def _gate(
+    before: str | Path | None,
+    logs: Sequence[Log],
+    data: str | Path | None,
+    catalogs: Sequence[str | Path] = (),
+    judge: Judge | None = None,
+) -> list[Comparison]:
+    return [] if before is None else chat_gate(before, [log.path for log in logs], data, catalogs, judge)
 
 
 def own_logs(run: Path) -> list[Log]:
@@ -166,7 +192,7 @@ def _facts(logs: Sequence[Log], scores: Scores) -> list[tuple[str, str]]:
     benchmarks = {name for log in logs for name in log.benchmarks}
     if len(benchmarks) > 1:
         facts.append((str(len(benchmarks)), "benchmarks"))
-    incomplete = {entry["benchmark"] for entry in scores.values() if entry["n"] < entry["n_expected"]}
+    incomplete = {entry["benchmark"] for entry in scores.values() if not is_complete(entry)}
     if incomplete:
         facts.append((str(len(incomplete)), "benchmarks are incomplete"))
     return facts

@@ -37,11 +37,15 @@ def score_section(scores: Scores) -> str:
     )
 
 
+def is_complete(entry: Mapping[str, Any]) -> bool:
+    """Whether all samples of a score's benchmark were asked; a metric may rest on some of them."""
+    return bool(entry.get("complete", entry["n"] == entry["n_expected"]))
+
+
 def _row(metric: str, entry: Mapping[str, Any]) -> str:
     words, met = verdict(metric, entry)
     tag = {True: ("good", "reached"), False: ("bad", "missed"), None: ("", "")}[met]
-    complete = entry["n"] == entry["n_expected"] if "complete" not in entry else entry["complete"]
-    n = str(entry["n"]) if complete else f'<span class="tag bad">{entry["n"]} of {entry["n_expected"]}</span>'
+    n = str(entry["n"]) if is_complete(entry) else f'<span class="tag bad">{entry["n"]} of {entry["n_expected"]}</span>'
     value = "n/a" if entry["value"] is None else figure(entry["value"])
     if "meaningless" in entry:
         value = f'<span class="tag bad" title="{escape(entry["meaningless"], quote=True)}">{value} ?</span>'

@@ -92,7 +92,7 @@ class SharesExperts(nn.Module):
 
 
 def share_experts(heads: Iterable[nn.Module], experts: ExpertPool | None = None, replace_own: bool = False) -> None:
-    """Have heads ask the experts of one pool; heads that ask none are left alone.
+    """Have heads, and the heads within them, ask the experts of one pool; what asks none is left alone.
 
     Args:
         heads: The heads.
@@ -100,9 +100,9 @@ def share_experts(heads: Iterable[nn.Module], experts: ExpertPool | None = None,
         replace_own: Whether heads that were given a pool ask this one instead.
     """
     pool = experts if experts is not None else ExpertPool()
-    for head in heads:
-        if isinstance(head, SharesExperts) and (replace_own or not head.has_experts):
-            head.experts = pool
+    for part in (part for head in heads for part in head.modules()):
+        if isinstance(part, SharesExperts) and (replace_own or not part.has_experts):
+            part.experts = pool
 
 
 class ExpertHead(SharesExperts, Head):

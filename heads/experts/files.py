@@ -136,6 +136,19 @@ def check_call(files: PipelineFiles, takes: Collection[str], without: Collection
         )
 
 
+def model_type(directory: Path) -> Any:
+    """What a directory says that its model is, such as ``vits``; None where it does not say.
+
+    Raises:
+        ExpertError: If it has no configuration of a model of transformers.
+    """
+    path = directory / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ExpertError(f"{path}: expected the configuration of a model of transformers, got none: {error}") from None
+
+
 def weight_files(folder: Path, variant: str | None = None) -> list[Path]:
     """The safetensors of one model, of the variant where it has files of it.
 

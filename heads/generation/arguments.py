@@ -31,6 +31,18 @@ def number(context: HeadContext, name: str, default: float, least: float = 0.0) 
     return value
 
 
+def positive(context: HeadContext, name: str, default: float) -> float:
+    """A number above 0.
+
+    Raises:
+        ValueError: If it is not finite, or 0 or less.
+    """
+    value = number(context, name, default)
+    if value == 0:
+        raise ValueError(f"parameter '{name}': expected more than 0, got 0")
+    return value
+
+
 def required_prompt(context: HeadContext) -> str:
     """The call's prompt.
 

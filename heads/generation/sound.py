@@ -10,7 +10,7 @@ from heads.experts.expert_head import ExpertHead, Request
 from heads.experts.files import ExpertError
 from heads.experts.pipelines import PipelineExpert
 from heads.experts.pool import ExpertPool
-from heads.generation.arguments import number, required_prompt, whole
+from heads.generation.arguments import number, positive, required_prompt, whole
 from heads.generation.images import seeded
 from heads.generation.prompts import note_of, prompt_arguments, unread
 from layers.calls import AudioResult, HeadContext, Result
@@ -58,7 +58,7 @@ class SoundHead(ExpertHead):
         shared = {
             "num_inference_steps": whole(context, "num_steps", self.num_steps),
             "guidance_scale": number(context, "guidance", self.guidance),
-            "seconds": number(context, "seconds", self.seconds),
+            "seconds": positive(context, "seconds", self.seconds),
         }
         return Request(context, required_prompt(context), whole(context, "seed", self.seed, least=0), shared)
 

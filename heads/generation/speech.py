@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from heads.experts.expert_head import ExpertHead, Request
-from heads.experts.files import ExpertError, local_directory, required_package, weight_bytes, weight_files
+from heads.experts.files import (
+    ExpertError,
+    local_directory,
+    model_type,
+    required_package,
+    weight_bytes,
+    weight_files,
+)
 from heads.experts.pipelines import bars
 from heads.experts.pool import Expert, ExpertPool
 from heads.generation.arguments import required_prompt, whole
@@ -85,7 +91,7 @@ class SpeechExpert(Expert):
             ExpertError: If the model is of another kind, or there is a vocoder too many or too few.
         """
         directory = local_directory(self.name, self.revision)
-        kind = _model_type(directory)
+        kind = model_type(directory)
         if kind not in KINDS:
             raise ExpertError(f"{directory}: expected a model of type {' or '.join(KINDS)}, got {kind!r}")
         if (kind == "speecht5") != (self.vocoder is not None):
@@ -94,7 +100,7 @@ class SpeechExpert(Expert):
         if self.vocoder is None:
             return directory, None
         vocoder = local_directory(self.vocoder)
-        if (own := _model_type(vocoder)) not in VOCODERS:
+        if (own := model_type(vocoder)) not in VOCODERS:
             raise ExpertError(f"{vocoder}: expected a vocoder of type {VOCODERS[0]}, got {own!r}")
         return directory, vocoder
 
@@ -176,9 +182,16 @@ class SpeechHead(ExpertHead):
         return Request(context, required_prompt(context), seed, own={"voice": voice})
 
     def answer(self, expert: Any, requests: Sequence[Request]) -> list[Result]:
-        """One waveform; see :meth:`heads.experts.expert_head.ExpertHead.answer`."""
+        """One waveform; see :meth:`heads.experts.expert_head.ExpertHead.answer`.
+
+        Raises:
+            ValueError: If there is nothing in the text that the expert can pronounce, or no such voice.
+        """
         (request,) = requests
         assert isinstance(expert, Speaker)
+        missing = expert.unspoken(request.prompt)
+        if not any(c.isalnum() and c not in missing and c.lower() not in missing for c in request.prompt):
+            raise ValueError(f"expected a text that the expert can pronounce, got '{request.prompt}'")
         pieces = list(split_text(request.prompt, self.most_characters))
         say = self._sayer(expert, request.own["voice"])
         device = expert.model.device
@@ -187,7 +200,6 @@ class SpeechHead(ExpertHead):
             said = [say(piece).float().cpu() for piece in pieces]
         silence = torch.zeros(round(self.pause * expert.sample_rate))
         parts = [part for waveform in said for part in (waveform, silence)][:-1]
-        missing = expert.unspoken(request.prompt)
         notes = (f"the expert cannot pronounce '{missing}'",) if missing else ()
         waveform = torch.cat(parts).clamp(-1, 1)[None]
         return [AudioResult(request.context.call, waveform, expert.sample_rate, notes=notes)]
@@ -255,11 +267,3 @@ def _pieces(text: str, most: int, breaks: Sequence[re.Pattern[str]]) -> Iterator
             yield from before
     if line:
         yield line
-
-
-def _model_type(directory: Path) -> Any:
-    path = directory / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ExpertError(f"{path}: expected the configuration of a model of transformers, got none: {error}") from None

@@ -9,7 +9,7 @@ from typing import Any
 from heads.experts.expert_head import Request
 from heads.experts.pipelines import PipelineExpert
 from heads.experts.pool import ExpertPool
-from heads.generation.arguments import number, whole
+from heads.generation.arguments import positive, whole
 from heads.generation.images import PictureHead, canvas_of, seeded, to_uint8
 from heads.generation.prompts import note_of, prompt_arguments, unread
 from layers.calls import HeadContext, Result, VideoResult
@@ -57,10 +57,8 @@ class VideoHead(PictureHead):
         """Prompt, size and length; see :meth:`heads.experts.expert_head.ExpertHead.request`."""
         size = {name: side for name, side in canvas_of(context, self.size).items() if side is not None}
         frames = whole(context, "num_frames", self.num_frames)
-        fps = number(context, "fps", self.fps)
-        if fps == 0:
-            raise ValueError("parameter 'fps': expected more than 0, got 0")
-        return self.asked(context, {**size, "num_frames": frames}, {"fps": fps})
+        own = {"fps": positive(context, "fps", self.fps)}
+        return self.asked(context, {**size, "num_frames": frames}, own)
 
     def answer(self, expert: Any, requests: Sequence[Request]) -> list[Result]:
         """One video; see :meth:`heads.experts.expert_head.ExpertHead.answer`."""

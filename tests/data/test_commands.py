@@ -13,7 +13,7 @@ from data.__main__ import main
 from data.checks import problems_of
 from data.commands.index import each_indexed, index_shard
 from data.index import index_path, lengths_path
-from data.media import encode_mask
+from data.media import encode_mask, encode_png
 from data.records import Part, Target
 from data.shards import Sample, ShardWriter, expand, read_samples
 from models.plan import BatchPlan
@@ -117,6 +117,38 @@ def test_what_does_not_fit_is_told() -> None:
     late = replace(clip, messages=(clip.messages[0], assistant(call)))
     assert problems_of(Sample("a", late, members)) == [
         "call of 'when': time span: expected 0 <= start < end <= 0.500 s, got 0.2 to 0.7"
+    ]
+
+
+def test_a_target_is_checked_on_what_the_call_is_about(tmp_path: Path) -> None:
+    """An edit makes a picture of 16 x 8; what is cut out of it and found in it is on that, as a page shows it."""
+    record, members = image_sample("image-1")
+    edited = torch.full((3, 8, 16), 200, dtype=torch.uint8)
+    refers = ({"type": "result", "call_index": 0},)
+    calls = (
+        Part("call", task="edit", prompt="7 blue", target="made"),
+        Part("call", task="seg", prompt="7", groundings=refers, target="mask"),
+        Part("call", task="ground", prompt="7", groundings=({"type": "result", "call_index": 1},), target="box"),
+    )
+    mask = Target("mask", encode_mask(torch.ones(8, 16, dtype=torch.bool)))
+    targets = {"made": Target("image", file="made.png"), "mask": mask, "box": Target("box", [1.0, 1.0, 16.0, 8.0])}
+    record = replace(record, messages=(record.messages[0], assistant(*calls)), targets=targets)
+    members = {**members, "made.png": encode_png(edited)}
+    assert problems_of(Sample("image-1", record, members)) == []
+    with ShardWriter(tmp_path / "shards", "x") as writer:
+        writer.write(record, members)
+    page = tmp_path / "page.html"
+    assert main(["inspect", str(tmp_path / "shards"), "--html", str(page)]) == 0
+    assert page.read_text().count('viewBox="0 0 16 8"') == 3, "the edit, and the two that are about it"
+
+    large = replace(record, targets={**targets, "box": Target("box", [1.0, 1.0, 17.0, 8.0])})
+    assert problems_of(Sample("image-1", large, members)) == [
+        "target 'box': box: expected x1 < x2 and y1 < y2 within 16x8 pixels, got [1.0, 1.0, 17.0, 8.0]"
+    ]
+    calls = (replace(calls[0], groundings=({"type": "result", "call_index": 0},)), *calls[1:])
+    itself = replace(record, messages=(record.messages[0], assistant(*calls)))
+    assert problems_of(Sample("image-1", itself, members)) == [
+        "call of 'edit': result: expected one of 0 earlier calls of the turn, got 0"
     ]
 
 

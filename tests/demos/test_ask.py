@@ -14,9 +14,11 @@ import torch
 from PIL import Image
 from rich.console import Console
 
-from demos.ask import main, show, write_results
-from inference.conversation import Conversation, Reply
-from layers.calls import AudioResult, Call, Region, VideoResult
+from demos.ask import Told, main
+from demos.results import ResultWriter
+from inference.conversation import Conversation, HeadError, Reply
+from inference.events import CallAnswered, CallWritten, TextWritten
+from layers.calls import AudioResult, Call, ImageResult, MaskResult, Region, ResultRef, VideoResult
 from models.build import build_generalist
 from models.checkpoint import save_checkpoint
 from models.generalist import Generalist
@@ -219,12 +221,63 @@ def test_sounds_and_videos_are_written_and_notes_are_told(tmp_path, capsys):
     region = Region((0.1, 0.1, 0.5, 0.5), (1.0, 1.0))
     calls = (sound.call, replace(film.call, groundings=(region,)))
     reply = Reply("there", calls, (sound, film), (), (), "there", "stop", {})
-    files = write_results(Conversation.ask("?"), reply, tmp_path, 8)
+    told = Told(Console(width=200), ResultWriter(Conversation.ask("?"), tmp_path, 8))
+    for index, (called, result) in enumerate(zip(calls, reply.results, strict=True)):
+        told(CallWritten(0, index, called))
+        told(CallAnswered(0, index, result, None))
+    told.end(reply)
     assert {path.name for path in tmp_path.iterdir()} == {"call0_sound.wav", "call1_film.mp4", "reply.json"}
     written = json.loads((tmp_path / "reply.json").read_text())["calls"]
-    assert written[0]["result"] == {"samples": 800, "sample_rate": 8000} and written[0]["notes"] == list(sound.notes)
-    assert written[1]["result"] == {"frames": 3, "size": [16, 16], "fps": 5.0}
-    show(reply, files, Console(width=200))
+    assert written[0]["result"] == {
+        "type": "audio",
+        "seconds": 0.1,
+        "sample_rate": 8000,
+        "notes": list(sound.notes),
+    }
+    assert written[1]["result"] == {"type": "video", "frames": 3, "size": [16, 16], "fps": 5.0}
+    assert written[1]["groundings"] == [{"type": "region", "box_xyxy": [0.1, 0.1, 0.5, 0.5], "canvas": [1.0, 1.0]}]
     printed = capsys.readouterr().out
     assert "0.10 s of sound at 8000 Hz" in printed and "3 frames of 16x16 pixels, 5 a second" in printed
-    assert "call 0 (sound): it did not read 'loudly'" in printed and "of a canvas of 1x1" in printed
+    assert "it did not read 'loudly'" in printed and "of a canvas of 1x1" in printed
+
+
+def test_a_reply_is_told_while_it_is_written(tmp_path, capsys):
+    """Text as it comes, a call when it closes, its result and files when its head has answered, then more text."""
+    picture = ImageResult(Call("draw", "a 4"), torch.zeros(3, 8, 8, dtype=torch.uint8))
+    cut = MaskResult(Call("seg", "4", (ResultRef(0),)), torch.ones(8, 8, dtype=torch.bool))
+    failed = HeadError(2, "edit", "no memory to answer it", cause="out_of_memory")
+    told = Told(Console(width=200), ResultWriter(Conversation.ask("?"), tmp_path, 8))
+    heard = []
+
+    def tell(event):
+        told(event)
+        heard.append(capsys.readouterr().out)
+
+    for text in ("there ", "it is:"):
+        tell(TextWritten(0, text))
+    for index, result in enumerate((picture, cut)):
+        tell(CallWritten(0, index, result.call))
+        tell(CallAnswered(0, index, result, None))
+    assert (tmp_path / "call0_draw_image.png").exists(), "before the reply has ended"
+    tell(CallAnswered(0, 2, None, failed))
+    tell(TextWritten(0, "done"))
+    assert heard[:2] == ["there ", "it is:"] and heard[2] == "\n[0] draw: a 4\n"
+    assert heard[3].startswith("    image of 8x8 pixels") and "call0_draw_image.png" in heard[3]
+    assert heard[4] == "[1] seg: 4; result of call 0\n" and "mask of 64 pixels" in heard[5]
+    assert heard[6] == "    out of memory: no memory to answer it\n" and heard[7] == "done"
+    overlay = Image.open(tmp_path / "call1_seg_overlay.png")
+    assert overlay.size[0] % 8 == 0, "drawn on what the first call made: the conversation has no image"
+
+
+def test_replies_are_told_as_the_session_writes_them(checkpoint, scripted, picture, tmp_path, capsys, monkeypatch):
+    scripted(Call("ground", "red 7", (Region((0.1, 0.1, 0.6, 0.6)),)))
+    order = []
+    for name in ("add", "finish"):
+        own = getattr(ResultWriter, name)
+        monkeypatch.setattr(
+            ResultWriter, name, lambda self, item, own=own, name=name: order.append(name) or own(self, item)
+        )
+    assert main(["--checkpoint", checkpoint, "--image", str(picture), "where?", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    assert order == ["add", "finish"]
+    assert printed.index("there it is") < printed.index("[0] ground: red 7; box") < printed.index("call0_ground_boxes")

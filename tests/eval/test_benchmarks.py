@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +14,17 @@ import torch
 from data.media import encode_mask
 from data.quickstart.images import draw as make_draw
 from data.quickstart.images import edit as make_edit
+from data.quickstart.routing import routing as make_routing
+from data.quickstart.scene_turns import object_meta, png
+from data.quickstart.scenes import draw_scene
 from data.records import Part, Target
 from data.shards import Sample
 from eval.benchmarks.benchmark import Benchmark
 from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.metrics.statistics import Score
-from eval.prediction import Prediction, decode_image, encode_image
-from tests.eval.conftest import answer_sample, box_sample, call_sample, gold, mask_sample, write_shards
+from eval.prediction import Prediction
+from inference.files import decode_image, encode_image
+from tests.eval.conftest import answer_sample, box_sample, call_sample, gold, make_sample, mask_sample, write_shards
 
 
 def run(
@@ -152,7 +157,8 @@ def routing_samples() -> list[Sample]:
 
 def test_routing_and_parse_failures(tmp_path: Path) -> None:
     benchmark, rows, scores = run(tmp_path, "routing", routing_samples())
-    assert [scores[name].value for name in benchmark.metrics] == [1.0, 1.0, 1.0, 0.0]
+    assert [scores[name].value for name in benchmark.metrics[:4]] == [1.0, 1.0, 1.0, 0.0]
+    assert scores["two_calls"].na and scores["two_calls"].n == 0, "no call of these has a result to judge"
     extra = {"task": "seg", "prompt": "red 7", "groundings": []}
     rows[0] = replace(rows[0], calls=[extra, *rows[0].calls])  # 0 right of 2, 1 expected
     rows[1] = replace(rows[1], calls=rows[1].calls[:1], errors=[{"kind": "unclosed", "message": "x"}])  # fails: 0 of 2
@@ -206,8 +212,79 @@ def test_edits_are_judged(quickstart_data: Path) -> None:
     assert benchmark.score(repainted)["edit_right"].parts["untouched"].value == 0.0
 
 
+def test_two_calls_are_judged_from_end_to_end(quickstart_data: Path) -> None:
+    """Orders of two things, as the quickstart has them: both calls right, and both results."""
+    made = [make_routing(None, "test", index, 0) for index in range(3, 120, 10)]  # type: ignore[arg-type]
+    samples = [Sample(record.key, record, members) for record, members in made]
+    benchmark, rows, scores = run(quickstart_data, "routing", samples)
+    score = scores["two_calls"]
+    assert score.n == 12 and score.value >= 0.8, "the judge's own limit on real edits"
+    assert scores["two_calls"].parts["both calls"].value == 1.0
+    pairs = [name for name in score.parts if ", then " in name]
+    assert len(pairs) > 3 and sum(score.parts[name].n for name in pairs) == 12
+    exchanged = [replace(row, results=row.results[::-1]) for row in rows]
+    assert value(benchmark, exchanged, "two_calls") < 0.2
+    alone = benchmark.score([replace(row, results=[row.results[0], None]) for row in rows])["two_calls"]
+    assert (alone.value, alone.parts["second result"].value) == (0.0, 0.0) and alone.parts["first result"].value >= 0.8
+    swapped = benchmark.score([replace(row, calls=row.calls[::-1]) for row in rows])["two_calls"]
+    assert swapped.value == swapped.parts["both calls"].value == 0.0
+    assert value(benchmark, [replace(row, finish_reason="length") for row in rows], "two_calls") == 0.0
+    assert value(benchmark, map(benchmark.constant, rows), "two_calls") == 0.0
+
+
+def chained(index: int) -> Sample:
+    """Make the red 7 green, then the 3 blue, the second on the first's result."""
+    rng = np.random.default_rng(index)
+    scene = draw_scene([(7, "red"), (3, "yellow")], "test", 0, rng)
+    places = {item.digit: place for place, item in enumerate(scene.digits)}
+    first = scene.recoloured(places[7], "green", rng)
+    pictures = [first, first.recoloured(places[3], "blue", rng)]
+    refers = ({"type": "result", "call_index": 0},)
+    calls = [
+        Part("call", task="edit", prompt="red 7 green", target="t0"),
+        Part("call", task="edit", prompt="3 blue", groundings=refers, target="t1"),
+    ]
+    members = {f"t{place}.png": png(picture.pixels()) for place, picture in enumerate(pictures)}
+    image = torch.from_numpy(scene.pixels().transpose(2, 0, 1).copy())
+    return make_sample(
+        "routing",
+        index,
+        calls,
+        meta={"objects": object_meta(scene)},
+        targets={name.removesuffix(".png"): Target("image", file=name) for name in members},
+        members=members,
+        image=image,
+    )
+
+
+def test_the_second_call_is_judged_on_what_the_first_one_made(quickstart_data: Path) -> None:
+    samples = [chained(index) for index in range(6)]
+    benchmark, rows, scores = run(quickstart_data, "routing", samples)
+    assert scores["two_calls"].value >= 0.8
+    forgotten = []
+    for row, sample in zip(rows, samples, strict=True):
+        png_of_scene = base64.b64encode(sample.members["image.png"]).decode()
+        before = replace(row, results=[{"type": "image", "png": png_of_scene}, row.results[1]])
+        assert value(benchmark, [before], "two_calls") == 0.0, "the first edit was not made"
+        assert row.results[0] is not None
+        forgotten.append(replace(row, results=[row.results[0], row.results[0]]))
+    assert value(benchmark, forgotten, "two_calls") == 0.0
+    rng = np.random.default_rng(9)
+    alone = []  # the second edit of the picture as it was before the first
+    for index, row in enumerate(rows):
+        scene = draw_scene([(7, "red"), (3, "yellow")], "test", 0, np.random.default_rng(index))
+        place = next(place for place, item in enumerate(scene.digits) if item.digit == 3)
+        picture = png(scene.recoloured(place, "blue", rng).pixels())
+        alone.append(
+            replace(row, results=[row.results[0], {"type": "image", "png": base64.b64encode(picture).decode()}])
+        )
+    assert value(benchmark, alone, "two_calls") == 0.0
+    elsewhere = [replace(row, calls=[row.calls[0], {**row.calls[1], "groundings": [{"type": "node"}]}]) for row in rows]
+    assert value(benchmark, elsewhere, "two_calls") == 0.0, "it does not refer to the first"
+
+
 def test_every_metric_of_the_table_has_a_benchmark(tmp_path: Path) -> None:
     metrics = [metric for item in quickstart_benchmarks(tmp_path).values() for metric in item.metrics]
-    assert len(metrics) == len(set(metrics)) == 19
+    assert len(metrics) == len(set(metrics)) == 20
     with pytest.raises(ValueError, match="expected one of"):
         quickstart_benchmarks(tmp_path, "test", ["image_q"])

@@ -12,12 +12,12 @@ from scipy.stats import norm
 
 from eval.__main__ import main
 from eval.benchmarks.quickstart import quickstart_benchmarks
-from eval.compare import compare_logs, label_runs
+from eval.compare import chat_benchmarks, chat_gate, compare_logs, label_runs
 from eval.log import LogError, read_log
 from eval.metrics.pairing import holm, paired_difference
 from eval.metrics.statistics import Contributions
 from eval.prediction import Prediction
-from tests.eval.conftest import answer_sample, gold, write_log, write_shards
+from tests.eval.conftest import answer_sample, box_sample, gold, write_log, write_shards
 
 
 def contributions(
@@ -163,3 +163,43 @@ def test_incomplete_runs_are_marked_and_nothing_in_common_is_refused(
     with pytest.raises(LogError, match="benchmarks in common"):
         compare_logs([runs[0], nothing])
     assert label_runs([read_log(path) for path in runs[:2]]) == ["first", "second"]
+
+
+def test_the_gate_looks_at_answers_in_words_and_fails_where_they_became_worse(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = {
+        "image_qa": [answer_sample("image_qa", i, str(i % 4)) for i in range(12)],
+        "box": [box_sample(i, [2.0, 2.0, 12.0, 12.0]) for i in range(12)],
+    }
+    for name, own in samples.items():
+        for split in ("test", "val"):
+            write_shards(tmp_path, split, name, own)
+    benchmarks = quickstart_benchmarks(tmp_path, "test", list(samples))
+    rows = {name: [gold(sample, name) for sample in own] for name, own in samples.items()}
+    silent = {name: [replace(row, text="no", results=[]) for row in own] for name, own in rows.items()}
+    logs = {
+        name: write_log(tmp_path / name / "log.jsonl", benchmarks, image_qa + box)
+        for name, image_qa, box in (
+            ("before", rows["image_qa"], silent["box"]),
+            ("after", rows["image_qa"], rows["box"]),
+            ("forgot", silent["image_qa"][:6] + rows["image_qa"][6:], rows["box"]),
+            ("slipped", silent["image_qa"][:1] + rows["image_qa"][1:], rows["box"]),
+        )
+    }
+    assert chat_benchmarks(read_log(logs["after"])) == ["image_qa"]
+    assert [item.metric for item in chat_gate(logs["before"], [logs["after"]])] == ["image_qa"]
+    for name, status in (("after", 0), ("forgot", 1), ("slipped", 0)):
+        assert main(["compare", str(logs["before"]), str(logs[name]), "--gate"]) == status, name
+        assert ("worse: image_qa" in capsys.readouterr().out) == bool(status)
+    assert main(["compare", str(logs["forgot"]), str(logs["before"]), "--gate"]) == 0, "better is not worse"
+    for name, words in (("after", "not worse"), ("forgot", "worse: image_qa")):
+        page = tmp_path / f"{name}.html"
+        assert main(["report", str(logs[name]), "--out", str(page), "--before", str(logs["before"])]) == 0
+        text = page.read_text()
+        assert f">{words}</span> than before" in text and "Chat questions, before and after" in text
+        assert ("1 of 1" if name == "after" else "0 of 1") in text
+    lone = {"box": quickstart_benchmarks(tmp_path, "test", ["box"])["box"]}
+    boxes = write_log(tmp_path / "boxes.jsonl", lone, rows["box"])
+    assert main(["compare", str(logs["before"]), str(boxes), "--gate"]) == 2
+    assert "expected answers in words" in capsys.readouterr().err

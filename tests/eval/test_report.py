@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from data.inspection.drawing import layout, mask_layer, video_player
-from data.media import encode_mask
+from data.media import encode_mask, encode_png
 from data.records import Part, Target
 from data.shards import Sample
 from eval.__main__ import main
@@ -23,12 +23,12 @@ from eval.benchmarks.quickstart import quickstart_benchmarks
 from eval.log import read_log
 from eval.metrics.calibration import calibration
 from eval.metrics.statistics import Estimate
-from eval.prediction import result_to_json
 from eval.report.cards import card, choose
 from eval.report.charts import estimate_bars
 from eval.report.curves import read_stages, stage_sections
 from eval.report.page import read_phases, seconds_at_work
 from eval.report.profile import Profile, confidence_of
+from inference.files import result_to_json
 from layers.calls import AudioResult, BoxesResult, Call, MasksResult, VideoResult
 from layers.media import Graph
 from tests.eval.conftest import (
@@ -144,6 +144,24 @@ def test_a_card_draws_every_box_and_mask_with_its_label() -> None:
     assert html.count('class="box head"') == 3 and html.count('class="box reference"') == 2
     assert "red 7 (0.90), 4 (0.50), 4 (0.25)" in html and "red 7 (0.75), blue 2 (0.50)" in html
     assert html.count("data:image/png") == 2, "the picture, and one layer with all masks"
+
+
+def test_what_was_found_in_a_made_picture_is_drawn_on_it_and_not_on_the_input() -> None:
+    refers = ({"type": "result", "call_index": 0},)
+    calls = [
+        Part("call", task="draw", prompt="a 4", target="t0"),
+        Part("call", task="ground", prompt="4", groundings=refers, target="t1"),
+        Part("call", task="seg", prompt="4", groundings=({"type": "result", "call_index": 1},), target="t2"),
+    ]
+    made = torch.full((3, 8, 16), 90, dtype=torch.uint8)
+    mask = Target("mask", encode_mask(torch.ones(8, 16, dtype=torch.bool)))
+    targets = {"t0": Target("image", file="t0.png"), "t1": Target("box", [1.0, 1.0, 9.0, 7.0]), "t2": mask}
+    sample = make_sample("box", 0, calls, targets=targets, members={"t0.png": encode_png(made)}, image=picture(0))
+    shown, drawn, reference = card(gold(sample, "box"), True, sample).split("<figure>")[1:]
+    assert 'viewBox="0 0 32 32"' in shown and 'class="box' not in shown and shown.count("data:image/png") == 1
+    assert 'viewBox="0 0 16 8"' in drawn and drawn.count('class="box head"') == 1
+    assert drawn.count("data:image/png") == 2, "the mask lies on it"
+    assert 'class="box' not in reference
 
 
 def test_joined_logs_of_a_resumed_stage(tmp_path: Path) -> None:

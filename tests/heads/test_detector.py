@@ -25,6 +25,9 @@ from transformers import (
 )
 
 from heads.boxes import DetectorHead
+from heads.experts.expert_head import share_experts
+from heads.experts.files import ExpertError
+from heads.experts.pool import ExpertPool
 from heads.masks import SamMaskHead
 from layers.calls import BoxesResult, MaskResult, MasksResult
 from tests.heads.experts import SAM, seen
@@ -222,9 +225,50 @@ def test_words_become_masks_through_a_detector_and_sam(folder: Path) -> None:
         SamMaskHead(12, config=SAM, detector=detector)
 
 
+@pytest.mark.parametrize("folder", [owl], indirect=True)
+def test_detectors_of_heads_and_of_heads_within_them_are_loaded_once_under_the_pools_budget(folder: Path) -> None:
+    context = seen((40, 20), "cat; a dog")
+    every, own = (DetectorHead(str(folder), threshold=0.0) for _ in range(2))
+    best = DetectorHead(str(folder), answer="best", threshold=0.0)
+    masks = SamMaskHead(12, config=SAM, link="text", detector=own, train_decoder=False).eval()
+    pool = ExpertPool("1 GiB")
+    share_experts([every, best, masks], pool)
+    assert own.experts is pool and not pool.loaded, "nothing is loaded before it is asked"
+    found = [head.find([context])[0] for head in (every, best, own)]
+    assert found[0] == found[2] and len(found[1].boxes_xyxy) < len(found[0].boxes_xyxy)
+    (held,) = pool.loaded.values()
+    numbers = sum(p.numel() for p in Owlv2ForObjectDetection.from_pretrained(folder).parameters())
+    assert abs(held - 4 * numbers) < 1024, "the budget is read from the file's header"
+    share_experts([masks], ExpertPool(held - 1), replace_own=True)
+    with pytest.raises(ExpertError, match="expected at most the pool's budget"):
+        masks(None, [0], [context])
+
+
+@pytest.mark.parametrize(
+    ("folder", "prompt"), [(owl, "x" * 40), (grounding_dino, "a red car the dog " * 9)], indirect=["folder"]
+)
+def test_more_words_than_a_detector_reads_are_refused(folder: Path, prompt: str) -> None:
+    with pytest.raises(ValueError, match=r"expected words of at most 16 tokens, which the detector reads, got \d\d"):
+        DetectorHead(str(folder)).find([seen((40, 20), prompt)])
+
+
+@pytest.mark.parametrize("folder", [owl], indirect=True)
+def test_a_directory_that_holds_no_detector_is_refused_before_it_is_loaded(folder: Path) -> None:
+    context, config = seen((40, 20), "cat"), folder / "config.json"
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ExpertError, match=r"expected weights as safetensors \(pickles are refused\)"):
+        DetectorHead(str(folder)).find([context])
+    config.write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(ExpertError, match="expected a detector of transformers, got a model of type 'bert'"):
+        DetectorHead(str(folder)).find([context])
+    config.unlink()
+    with pytest.raises(ExpertError, match="expected the configuration of a model of transformers"):
+        DetectorHead(str(folder)).find([context])
+
+
 def test_a_detector_that_is_not_there_is_named(tmp_path: Path) -> None:
     head = DetectorHead(str(tmp_path / "nowhere"))
-    with pytest.raises(ValueError, match=r"the detector '.*nowhere' cannot be loaded"):
+    with pytest.raises(ExpertError, match=r"expert '.*nowhere': expected a directory, or a repository of the hub"):
         head.find([seen((40, 20))])
     assert head.state_dict() == {} and head.links == {"text"}
     assert head.target_processor([1, 2, 3, 4], []) == {}

@@ -9,6 +9,7 @@ import torch
 
 from inference.calling import HeadCaller, PendingReply, _refusal
 from inference.conversation import Conversation, HeadError
+from inference.encoding import PromptReader
 from inference.events import CallAnswered
 from layers.calls import BoxesResult, Call, ImageResult, MediaFeatures, NodeRef, Region, ResultRef, ScoreResult
 from layers.layout import ItemLayout
@@ -129,7 +130,7 @@ def test_a_call_whose_prompt_has_ten_thousand_characters(generalist):
     assert not parsed.errors and parsed.calls[0].prompt == prompt.strip()
     pending = PendingReply([], parsed.calls, ids, [torch.zeros(32)] * len(ids))
     heads, tasks = generalist.heads, generalist.tasks
-    HeadCaller(heads, tasks, {}, generalist.head_states).answer([pending])
+    HeadCaller(heads, tasks, {}, generalist.head_states, PromptReader(generalist, 1).see).answer([pending])
     assert not pending.errors and [type(result) for result in pending.results] == [ImageResult, ScoreResult]
     reply = replied(generalist, "so", Call("draw", prompt), max_new_tokens=50)
     assert reply.finish_reason == "length" and [error.kind for error in reply.errors] == ["unfinished"]
@@ -141,6 +142,12 @@ def test_a_result_of_a_failed_head_is_no_answer(generalist, monkeypatch):
     reply = replied(generalist, Call("draw", "a 4"), FINE)
     (error,) = reply.errors
     assert error.cause == "raised" and "head 'pictures': expected 1 results, got 0" in error.message
+    monkeypatch.setattr(type(generalist.heads["pictures"]), "decode", lambda self, predictions, contexts: [None])
+    generalist.__dict__.pop("step")
+    reply = replied(generalist, "so", Call("draw", "a 4"), FINE, "done")
+    (error,) = reply.errors
+    assert error.cause == "raised" and "expected a result for each call, got a NoneType" in error.message
+    assert reply.text == "sodone" and isinstance(reply.results[1], ScoreResult)
 
 
 def test_a_node_that_the_graph_does_not_have(generalist):

@@ -176,9 +176,10 @@ def test_one_bad_call_costs_itself_alone(generalist: Generalist) -> None:
     kinds = [type(result) for result in reply.results]
     assert kinds == [MaskResult, nothing, nothing, MasksResult, BoxesResult, MasksResult]
     messages = {error.call_index: error.message for error in failed if isinstance(error, HeadError)}
-    assert list(messages) == [1, 2]
+    causes = [error.cause for error in failed if isinstance(error, HeadError)]
+    assert list(messages) == [1, 2] and causes == ["refused", "not_loaded"]
     assert messages[1] == "task 'cut': expected a region, which is what this head is prompted with"
-    assert messages[2].startswith(f"the detector '{session.generalist.heads['finder'].pretrained}' cannot be loaded")
+    assert messages[2].startswith("expert '") and "no_such_detector': expected a directory" in messages[2]
     assert len(reply.results[3].masks) == 2 and set(reply.results[4].labels) <= {"red", "blue"}
     assert generalist.heads["boxed"].cache.misses == 1
 

@@ -9,19 +9,33 @@ import pytest
 import torch
 
 from data.render import render_prompt
+from heads.boxes import DetectorHead
 from heads.experts.pool import ExpertPool
 from heads.generation.editing import InpaintHead
 from heads.generation.images import TextToImageHead
 from heads.generation.layout import LayoutImageHead
 from heads.generation.sound import SoundHead
+from heads.generation.sources import region_mask
 from inference.conversation import Conversation
-from layers.calls import AudioResult, Call, ImageResult, Region, ResultRef
+from layers.calls import (
+    AudioResult,
+    BoxesResult,
+    Call,
+    HeadContext,
+    ImageResult,
+    MediaFeatures,
+    Region,
+    ResultRef,
+)
+from layers.geometry import GeometricTransform
+from layers.layout import ItemLayout
 from models.generalist import Generalist
 from models.language import LanguageModel
 from models.projectors import MLPProjector
 from models.tokenizer import save_tokenizer, train_tokenizer
 from routers.tasks import TaskSpec, TaskTable
 from tests.heads.generation.tiny_experts import save_pipeline
+from tests.heads.test_detector import owl
 from tests.inference.conftest import TEXTS, WIDTH, PatchEncoder
 from tests.inference.test_session import IMAGE, scripted, written
 
@@ -31,6 +45,7 @@ TABLE = TaskTable(
         TaskSpec("compose", "compose", "boxes", payload=("prompt", "regions")),
         TaskSpec("fill", "fill", "boxes", payload=("prompt", "regions", "results")),
         TaskSpec("sound", "sound", "text"),
+        TaskSpec("find", "find", "text", ("image",), ("prompt", "results")),
         TaskSpec("gone", "gone", "text"),
     ),
     num_bins=32,
@@ -56,6 +71,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Generalist:
     root = tmp_path_factory.mktemp("experts")
     paths = {head: str(save_pipeline(root / name, name)) for head, name in NAMES.items()}
     save_tokenizer(train_tokenizer(TEXTS * 4, 300, TABLE), root / "tokenizer")
+    (root / "owl").mkdir()
+    owl(root / "owl")
     sizes = {"hidden_size": WIDTH, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 4}
     model = Generalist(
         str(root / "tokenizer"),
@@ -68,6 +85,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Generalist:
             "compose": LayoutImageHead(paths["compose"], num_steps=1),
             "fill": InpaintHead(paths["fill"], num_steps=2),
             "sound": SoundHead(paths["sound"], num_steps=1, seconds=0.016),
+            "find": DetectorHead(str(root / "owl"), threshold=0.0),
             "gone": TextToImageHead(str(Path("no") / "such" / "expert")),
         },
         experts=ExpertPool("1 GiB"),
@@ -90,7 +108,7 @@ def test_one_experts_result_feeds_the_next_and_a_missing_expert_costs_its_call(g
     one, two = scripted(generalist, asked, first, second).generate(asked)
     assert one.text == "there done" and not two.errors
     (error,) = one.errors
-    assert (error.call_index, error.cause) == (1, "refused") and "expected a directory" in error.message
+    assert (error.call_index, error.cause) == (1, "not_loaded") and "expected a directory" in error.message
     drawn, _, filled = one.results
     assert isinstance(drawn, ImageResult) and isinstance(filled, ImageResult) and one.results[1] is None
     inside = torch.zeros(16, 16, dtype=torch.bool)
@@ -99,7 +117,25 @@ def test_one_experts_result_feeds_the_next_and_a_missing_expert_costs_its_call(g
     assert not torch.equal(filled.image[:, inside], drawn.image[:, inside])
     assert [type(result) for result in two.results] == [ImageResult, AudioResult]
     pool = generalist.heads["imagine"].experts
-    assert all(head.experts is pool for head in generalist.heads.values()) and len(pool.loaded) == 4
+    assert all(head.experts is pool for head in generalist.heads.values()) and len(pool.loaded) >= 4
+
+
+def test_what_was_drawn_is_looked_at_and_what_was_found_in_it_is_filled(generalist: Generalist) -> None:
+    """Generate, detect, inpaint, with no image in the conversation: each expert is asked about what the last made."""
+    asked = [Conversation.ask("draw a blue 4")]
+    calls = (Call("imagine", "a 4"), Call("find", "cat", (ResultRef(0),)), Call("fill", "a 9", (ResultRef(1),)))
+    (reply,) = scripted(generalist, asked, written(generalist, "there", *calls, " done")).generate(asked)
+    assert reply.text == "there done" and not reply.errors
+    drawn, found, filled = reply.results
+    assert isinstance(drawn, ImageResult) and isinstance(found, BoxesResult) and isinstance(filled, ImageResult)
+    size = (16, 16)
+    media = MediaFeatures("image", torch.zeros(0, 0), ItemLayout((0,), size, GeometricTransform.identity(size)))
+    media.load_original = lambda: drawn.image
+    (alone,) = generalist.heads["find"].find([HeadContext(Call("find", "cat"), [media])])
+    assert found.boxes_xyxy == alone.boxes_xyxy and len(found.boxes_xyxy) > 0
+    inside = region_mask(HeadContext(Call("fill", "", (ResultRef(0),)), [media], [found]), size)
+    assert inside is not None and torch.equal(filled.image[:, ~inside], drawn.image[:, ~inside])
+    assert not torch.equal(filled.image[:, inside], drawn.image[:, inside])
 
 
 def test_regions_of_a_drawing_are_on_an_empty_canvas_and_come_back_as_they_were(generalist: Generalist) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,9 +10,42 @@ import soundfile
 import torch
 from PIL import Image, ImageSequence
 
-from data.media import MediaError, Video, measure
+from data.media import MediaError, Video, decode_mask, measure
 from inference import files
-from inference.files import encode_audio, encode_frames, read_audio, read_graph, read_image
+from inference.conversation import HeadError
+from inference.files import (
+    call_to_json,
+    decode_image,
+    decode_vector,
+    encode_audio,
+    encode_frames,
+    error_to_json,
+    read_audio,
+    read_graph,
+    read_image,
+    result_to_json,
+)
+from layers import calls
+from layers.calls import (
+    AudioResult,
+    BoxesResult,
+    Call,
+    EmbeddingResult,
+    ImageResult,
+    LabelResult,
+    MaskResult,
+    MasksResult,
+    NodeRef,
+    RankingResult,
+    Region,
+    Result,
+    ResultRef,
+    ScoreResult,
+    SelectionResult,
+    TimeSpan,
+    VideoResult,
+)
+from routers.parser import ParseError
 
 
 def test_an_image_is_turned_as_its_exif_says(tmp_path):
@@ -130,3 +164,68 @@ def test_videos_are_written_and_read_again(monkeypatch):
         assert kind == "gif" and image.size == (21, 15) and sum(shown) == 400  # equal frames are joined
     with pytest.raises(ValueError, match="at least one frame"):
         encode_frames(frames[:0], 8.0)
+
+
+CALL = Call("seg", "red 7", (Region((1.0, 2.0, 3.0, 4.0)), ResultRef(0)))
+MASK = torch.eye(6, 4, dtype=torch.bool)
+RESULTS = {
+    "boxes": BoxesResult(CALL, ((1.0, 2.0, 3.0, 4.0),), (0.5,), ("red 7",)),
+    "mask": MaskResult(CALL, MASK, 0.5),
+    "masks": MasksResult(CALL, torch.stack([MASK, ~MASK]), (0.5, 0.25), ("a", "b")),
+    "image": ImageResult(CALL, torch.arange(72, dtype=torch.uint8).view(3, 6, 4)),
+    "audio": AudioResult(CALL, torch.zeros(1, 800), 8000),
+    "video": VideoResult(CALL, torch.zeros(2, 3, 16, 16, dtype=torch.uint8), 4.0),
+    "label": LabelResult(CALL, "xml", {"xml": 0.75, "json": 0.25}),
+    "score": ScoreResult(CALL, 0.25),
+    "embedding": EmbeddingResult(CALL, torch.tensor([0.5, -2.0])),
+    "ranking": RankingResult(CALL, ("b", "a"), (2.0, 1.0)),
+    "selection": SelectionResult(CALL, (2, 0), -0.5),
+}
+
+
+@pytest.mark.parametrize("kind", RESULTS)
+def test_every_result_has_one_form_in_json(kind):
+    """With its data, as logs hold it, and without, as it stands beside files."""
+    result = RESULTS[kind]
+    whole, about = result_to_json(result), result_to_json(result, with_data=False)
+    for value in (whole, about):
+        assert json.loads(json.dumps(value)) == value and value["type"] == kind and "notes" not in value
+    assert (whole == about) == (kind not in ("mask", "masks", "image", "audio", "video"))
+    noted = result_to_json(replace(result, notes=("it did not read 'loudly'",)), with_data=False)
+    assert noted == {**about, "notes": ["it did not read 'loudly'"]}
+
+
+def test_what_is_written_is_read_again():
+    written = {kind: result_to_json(result) for kind, result in RESULTS.items()}
+    assert torch.equal(decode_mask(written["mask"]["mask"]), MASK)
+    assert torch.equal(decode_image(written["image"]["png"]), RESULTS["image"].image)
+    assert torch.equal(decode_vector(written["embedding"]["float32"]), RESULTS["embedding"].vector)
+    about = {kind: result_to_json(result, with_data=False) for kind, result in RESULTS.items()}
+    assert about["mask"] == {"type": "mask", "pixels": 4, "size": [4, 6], "score": 0.5}
+    assert about["masks"]["pixels"] == [4, 20] and about["masks"]["size"] == [4, 6]
+    assert about["image"]["size"] == [4, 6] and about["video"]["size"] == [16, 16] and about["audio"]["seconds"] == 0.1
+    assert set(RESULTS) == {result_to_json(item)["type"] for item in RESULTS.values()}
+    types = {item for item in vars(calls).values() if isinstance(item, type) and issubclass(item, Result)}
+    assert {type(item) for item in RESULTS.values()} == types - {Result}, "a new type of result has no form yet"
+    with pytest.raises(TypeError, match="expected a result that has a JSON form, got Result"):
+        result_to_json(Result(CALL))
+
+
+def test_calls_and_errors_in_json():
+    span = Call("speak", "", (TimeSpan(0.5, 1.5), NodeRef(3), Region((0.1, 0.2, 0.3, 0.4), (1.0, 1.0))))
+    assert call_to_json(CALL) == {
+        "task": "seg",
+        "prompt": "red 7",
+        "groundings": [{"type": "region", "box_xyxy": [1.0, 2.0, 3.0, 4.0]}, {"type": "result", "call_index": 0}],
+    }
+    assert call_to_json(span)["groundings"] == [
+        {"type": "time_span", "start": 0.5, "end": 1.5},
+        {"type": "node", "index": 3},
+        {"type": "region", "box_xyxy": [0.1, 0.2, 0.3, 0.4], "canvas": [1.0, 1.0]},
+    ]
+    head = HeadError(1, "seg", "no memory", cause="out_of_memory")
+    assert error_to_json(head) == {"kind": "head", "call_index": 1, "cause": "out_of_memory", "message": "no memory"}
+    assert error_to_json(ParseError("unclosed", 3, "expected </seg>", (0, 3))) == {
+        "kind": "unclosed",
+        "message": "expected </seg>",
+    }

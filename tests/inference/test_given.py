@@ -18,9 +18,9 @@ from data.packing import pack
 from data.records import Record
 from data.shards import read_samples
 from data.stream.samples import render_sample
-from eval.prediction import decode_vector, result_to_json
 from heads.embedding import EmbeddingHead, ExactIndex
 from inference.conversation import Conversation
+from inference.files import decode_vector, result_to_json
 from inference.given import answer_given, build_index
 from inference.session import Session
 from layers.calls import Call, EmbeddingResult, HeadContext, RankingResult, Result, ResultRef, SelectionResult

@@ -71,7 +71,8 @@ def test_the_mask_is_the_grammar(any_vocabulary):
     bias = torch.zeros(size + PADDING)
     bias[sorted(any_vocabulary.control_ids)] = 3.0
     bias[any_vocabulary.eos_id] = -9.0
-    states = [State() for _ in range(batch)]
+    states, referred = [State() for _ in range(batch)], [False] * batch
+    refer = {task.name for task in any_vocabulary.table if task.refers}
     visited = set()
     for _ in range(30):
         allowed = legal(constraint, any_vocabulary, batch)
@@ -80,13 +81,21 @@ def test_the_mask_is_the_grammar(any_vocabulary):
             if grammar.forced_id(state) is not None:
                 assert not allowed[row, sorted(any_vocabulary.control_ids)].any() and allowed[row].any()
                 continue
-            barred = {any_vocabulary.open_ids[name] for name in set(any_vocabulary.open_ids) - set(available[row])}
+            begin = set(available[row]) | (refer if state.begun else set())
+            barred = {index for name, index in any_vocabulary.open_ids.items() if name not in begin}
+            task = grammar.nodes[state.node].task
+            if task is not None and task.name not in available[row] and not referred[row]:
+                barred |= {any_vocabulary.anchor_id, any_vocabulary.close_ids[task.name]}
             taken = {i for i in range(size + PADDING) if isinstance(grammar.step(state, i), State)} - barred
             assert set(allowed[row].nonzero()[:, 0].tolist()) == taken
         logits = torch.randn(batch, size + PADDING, generator=generator) * 2 + bias
         tokens = sample(logits, constraint, generator)
         constraint.advance(tokens)
         steps = [grammar.step(state, token) for state, token in zip(states, tokens, strict=True)]
+        referred = [
+            token in any_vocabulary.ref_ids or (was and step.begun == state.begun)
+            for was, state, step, token in zip(referred, states, steps, tokens, strict=True)
+        ]
         states = [step for step in steps if isinstance(step, State)]
     boxes = "value" if any_vocabulary.end_region_id is None else "decimals"
     assert visited >= {"outside", "prompt", "grounded", "anchored", "query", boxes}
@@ -142,6 +151,25 @@ def test_only_available_tasks_begin(vocabulary):
     assert allowed[0, vocabulary.open_ids["seg"]]
     assert allowed[:, vocabulary.eos_id].all() and allowed[:, vocabulary.encode_text("a")[0]].all()
     assert not allowed[:, vocabulary.tokenizer.pad_token_id].any()
+
+
+def test_a_task_that_is_not_available_begins_after_a_call_and_ends_when_it_has_referred_to_it(vocabulary):
+    """An edit of what was drawn: the conversation has no image, the reply has."""
+    constraint = CallConstraint(vocabulary, [["draw"], ["draw", "edit"]])
+    edit, close = vocabulary.open_ids["edit"], vocabulary.close_ids["edit"]
+    assert legal(constraint, vocabulary, 2)[:, edit].tolist() == [False, True]
+    drawn = render_call(Call("draw", "a 4"), vocabulary, vocabulary.tokenizer).ids
+    for token in [*drawn, edit, *vocabulary.encode_text("red")]:
+        constraint.advance([token, token])
+    ends = [vocabulary.anchor_id, vocabulary.result_id]
+    assert legal(constraint, vocabulary, 2)[:, ends].tolist() == [[False, True], [True, True]]
+    rest = [vocabulary.result_id, vocabulary.ref_ids[0], vocabulary.anchor_id, *vocabulary.query_ids["edit"], close]
+    for token in rest:
+        assert constraint.forced_ids()[0] == token or legal(constraint, vocabulary, 2)[0, token]
+        constraint.advance([token, token])
+    ids = [*drawn, edit, *vocabulary.encode_text("red"), *rest]
+    assert [call.task for call in parse(ids, vocabulary, ["draw"]).calls] == ["draw", "edit"]
+    assert not legal(constraint, vocabulary, 2)[0, vocabulary.open_ids["seg"]], "it cannot refer to anything"
 
 
 def test_boxes_are_ordered_by_the_mask(vocabulary):

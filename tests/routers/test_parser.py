@@ -111,6 +111,14 @@ def test_an_unavailable_task_is_an_error_and_nothing_refers_to_it(vocabulary):
     assert [(call.prompt, call.groundings) for call in parsed.calls] == [("a", ()), ("c", (ResultRef(0),))]
 
 
+def test_what_an_earlier_call_made_may_be_what_a_task_needs(vocabulary):
+    """Its head says whether it is; a call that refers to nothing is of a task that the sample cannot have."""
+    text = "<speak>a</speak><edit>b<result><ref_0><anchor><query_edit_0></edit><edit>c<anchor><query_edit_0></edit>"
+    parsed = parse(ids_of(vocabulary, text), vocabulary, available=("speak",))
+    assert [call.prompt for call in parsed.calls] == ["a", "b"]
+    assert [error.kind for error in parsed.errors] == ["unavailable"]
+
+
 LOC = "<loc_1><loc_2><loc_3><loc_4>"
 MALFORMED = [
     # what comes before the first bad token, the rest, kind, malformed part (all if None), number of good calls
@@ -290,7 +298,8 @@ def test_no_reply_raises_or_loses_a_token(any_vocabulary, data):
         part = names[slice(*piece.token_span)]
         if piece.call is not None:
             assert well_formed(part, any_vocabulary, begun)
-            assert available is None or piece.call.task in available
+            refers = any(isinstance(item, ResultRef) for item in piece.call.groundings)
+            assert available is None or piece.call.task in available or refers
         elif piece.error is not None and piece.error.kind not in ("unavailable", "reference"):
             assert not well_formed(part, any_vocabulary, begun)
         elif piece.error is None and "<eos>" not in part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
+from heads.experts.expert_head import ExpertHead
 from heads.experts.files import ExpertError
 from heads.generation.sound import SoundHead
 from heads.generation.speech import SpeechHead, split_text
@@ -124,6 +126,78 @@ def test_speech_that_does_not_fit_is_refused(speecht5: tuple[str, str, str], vit
     ):
         with pytest.raises(ValueError, match=message):
             answers(head, call("the fox"))
+
+
+KINDS = ("sound", "speecht5", "vits", "film")
+
+
+@pytest.fixture
+def made(saved: Saved, speecht5: tuple[str, str, str], vits: str) -> Callable[[str], Any]:
+    """A tiny head of each kind."""
+    pipelines = {"sound": "AudioLDMPipeline", "film": "TextToVideoSDPipeline"}
+
+    def of(kind: str) -> Any:
+        if kind == "speecht5":
+            return SpeechHead(speecht5[0], speecht5[1], speecht5[2], pause=0.001)
+        if kind == "vits":
+            return SpeechHead(vits)
+        directory = str(saved(pipelines[kind]))
+        if kind == "sound":
+            return SoundHead(directory, seconds=0.016, num_steps=1)
+        return VideoHead(directory, num_frames=2, num_steps=1, size=(16, 16))
+
+    return of
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sound_speech_and_video_keep_the_contract_of_heads(kind: str, made: Callable[[str], Any]) -> None:
+    head = made(kind)
+    assert isinstance(head, ExpertHead) and head.links == {"text", "boxes"} and head.num_queries == 0
+    assert head.state_dict() == {} and list(head.parameters()) == [] and not head.reads_originals
+    term = head.loss(head(None, [0], [call("the fox")]), [{}])
+    assert (term.count, float(term.total)) == (0, 0.0) and head.target_processor("anything", []) == {}
+    assert head.decode(head(None, [], []), []) == []
+    with pytest.raises(ValueError, match="reads no states"):
+        head(torch.zeros(1, 8), [1], [call("the fox")])
+    with pytest.raises(ValueError, match="needs a prompt"):
+        answers(head, call("  "))
+    with pytest.raises(ValueError, match="keeps no state"):
+        head.prime("anything")
+    asked = [call("the fox", seed=3), call("the lazy dog", seed=4)]
+    together = answers(head, *asked)
+    for context, result in zip(asked, together, strict=True):
+        (alone,) = answers(head, context)
+        assert type(result) is type(alone) is (VideoResult if kind == "film" else AudioResult)
+        assert result.call is context.call
+        if isinstance(result, VideoResult) and isinstance(alone, VideoResult):
+            assert result.frames.shape == (2, 3, 16, 16) and result.frames.dtype == torch.uint8
+            assert (result.frames.int() - alone.frames.int()).abs().max() <= 1
+        elif isinstance(result, AudioResult) and isinstance(alone, AudioResult):
+            assert result.waveform.ndim == 2 and result.waveform.abs().max() <= 1 and result.sample_rate > 0
+            torch.testing.assert_close(result.waveform, alone.waveform, atol=1e-4, rtol=1e-4)
+    assert len(head.experts.loaded) == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "context", "message"),
+    [
+        ("sound", call("a dog", seconds=0), "'seconds': expected more than 0, got 0"),
+        ("sound", call("a dog", num_steps=0.5), "'num_steps': expected a whole number from 1 on, got 0.5"),
+        ("sound", call("a dog", guidance=float("inf")), "'guidance': expected a number"),
+        ("film", call("a dog", num_frames=0), "'num_frames': expected a whole number from 1 on, got 0"),
+        ("film", call("a dog", fps=0), "'fps': expected more than 0, got 0"),
+        ("film", call("a dog", height=13), "divisible by 8"),
+        ("speecht5", call("?!"), "expected a text that the expert can pronounce, got '[?]!'"),
+        ("vits", call("777"), "expected a text that the expert can pronounce, got '777'"),
+        ("vits", call("seven", voice=5), "voice: expected a number from 0 to 1, got 5"),
+        ("vits", call("seven", seed=-1), "'seed': expected a whole number from 0 on, got -1"),
+    ],
+)
+def test_a_call_that_sound_speech_or_video_cannot_answer_is_refused(
+    kind: str, context: Any, message: str, made: Callable[[str], Any]
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        answers(made(kind), context)
 
 
 def test_long_texts_are_said_in_pieces_and_none_of_it_is_lost() -> None:
