@@ -37,8 +37,8 @@ PROBED = 2
 """Words of a kind that the probe is fitted on."""
 RELATIONS = ("begins where begins", "ends where ends", "begins where ends", "same kind, next number")
 TRIPLES_PER_RELATION = 1200
-TEST, STEPS, PLAIN_STEPS = 200, 160, 1000
-WIDTH, SIZE = 96, 64
+TEST, STEPS, PLAIN_STEPS = 200, 450, 1000
+WIDTH, SIZE = 64, 64
 TASKS = {"entity": "entities"}
 
 
@@ -94,7 +94,7 @@ def model_of(model: str) -> VectorModel:
         "class_path": "heads.entity_ranking.EntityRankingHead",
         "init_args": {"state_size": WIDTH, **head_arguments(model)},
     }
-    return VectorModel(hidden_size=WIDTH, num_layers=2, max_tokens=2048, tasks=TASKS, heads={"entities": head})
+    return VectorModel(WIDTH, 2, 2048, learning_rate=3e-3, tasks=TASKS, heads={"entities": head})
 
 
 def sides(world: World, texts: Sequence[str]) -> Iterator[list[Side]]:
