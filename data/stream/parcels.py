@@ -146,7 +146,8 @@ class _Stower(pickle.Pickler):
             return None
         axes = None
         if not value.is_contiguous():  # a decoded image is (H, W, 3) in memory, and stays so
-            order = sorted(range(value.ndim), key=lambda axis: -value.stride(axis))
+            strides = value.stride()
+            order = sorted(range(value.ndim), key=lambda axis: -strides[axis])
             if value.permute(order).is_contiguous():
                 axes = tuple(order.index(axis) for axis in range(value.ndim))
                 value = value.permute(order)

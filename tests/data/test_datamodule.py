@@ -125,7 +125,8 @@ def test_a_parcel_keeps_the_order_of_an_image_in_memory(tensor: torch.Tensor) ->
     pack = Batch(torch.ones(1, 3), tensor, torch.ones(1, 3), [3])
     again = Parcel(Step([pack], {}), []).unpack()[0].packs[0].labels
     assert again.dtype == tensor.dtype and torch.equal(again, tensor)
-    order = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    strides = tensor.stride()
+    order = sorted(range(tensor.ndim), key=lambda axis: -strides[axis])
     if tensor.permute(order).is_contiguous():  # nothing was moved within it
         assert again.permute(order).is_contiguous()
 
