@@ -163,16 +163,18 @@ class FusedReading:
 
     def _project(self, layer: FusedLayer, x: Tensor, rope: _Rope) -> tuple[Tensor, Tensor, Tensor]:
         """(N, d) -> queries (N, heads, d), keys and values (N, key-value heads, d), at their positions."""
-        num_heads, both = self._decoder.num_heads, self._decoder.num_heads + self._decoder.num_kv_heads
+        numbers = [self._decoder.num_heads, self._decoder.num_kv_heads]
         heads = layer.qkv(layer.attention_norm(x)).view(len(x), -1, self._decoder.head_size)
-        turned = heads[:, :both]
+        turned, values = heads.split([sum(numbers), numbers[1]], dim=1)
         if layer.query_norm is not None and layer.key_norm is not None:
-            turned = torch.cat([layer.query_norm(turned[:, :num_heads]), layer.key_norm(turned[:, num_heads:])], dim=1)
+            query, keys = turned.split(numbers, dim=1)
+            turned = torch.cat([layer.query_norm(query), layer.key_norm(keys)], dim=1)
         if layer.rope is not None:
             cosines, sines = rope[layer.rope]
             rolled = torch.roll(turned, self._decoder.head_size // 2, dims=-1)
             turned = (turned * cosines).add_(rolled.mul_(sines))
-        return turned[:, :num_heads], turned[:, num_heads:], heads[:, both:]
+        query, keys = turned.split(numbers, dim=1)
+        return query, keys, values
 
     def _attend_last(self, number: int, layer: FusedLayer, query: Tensor) -> Tensor:
         """Of the last column's queries (B, heads, d)."""
