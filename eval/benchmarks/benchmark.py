@@ -38,7 +38,8 @@ from data.shards import Sample
 from eval.benchmarks.answer import Answer
 from eval.judges.judge import Judge
 from eval.metrics.statistics import Score
-from eval.prediction import Prediction, encode_vector
+from eval.prediction import Prediction
+from inference.files import encode_vector
 
 TEXT_ONLY = "the prompt has no media"
 HEAD_NEEDS_MEDIA = "without its media the task is not available, so the score is 0 by construction; see zeroed"

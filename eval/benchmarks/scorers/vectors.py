@@ -16,8 +16,9 @@ from eval.benchmarks.metric import Answered, Metric, parts_of
 from eval.benchmarks.scorers.speech import verification_scores
 from eval.metrics.retrieval import best_ranks, hits_at, tie_averaged_ranks
 from eval.metrics.statistics import Score
-from eval.prediction import Prediction, decode_vector, encode_vector
+from eval.prediction import Prediction
 from eval.tally import Tally
+from inference.files import decode_vector, encode_vector
 
 Vector = NDArray[np.float32]
 _CHUNK = 256

@@ -12,9 +12,10 @@ import torch
 from eval.benchmarks.catalog import CatalogBenchmark
 from eval.metrics.retrieval import retrieval_recall
 from eval.metrics.verification import equal_error_rate
-from eval.prediction import Prediction, encode_vector
+from eval.prediction import Prediction
 from heads.embedding import ExactIndex
 from heads.entity_ranking import INVERSE, EntityRankingHead
+from inference.files import encode_vector
 from tests.eval.benchmarks.test_catalogue import made, rows_of
 
 
