@@ -22,9 +22,9 @@ from eval.benchmarks.benchmark import Benchmark
 from eval.log import read_log
 from eval.metrics.verification import equal_error_rate
 from eval.predict import Asking, predict
-from eval.prediction import decode_vector
 from heads.entity_ranking import EntityRankingHead
 from inference.conversation import Conversation
+from inference.files import decode_vector
 from inference.given import build_index
 from models.build import build_generalist
 from models.checkpoint import save_checkpoint

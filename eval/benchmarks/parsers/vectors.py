@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from eval.benchmarks.answer import Answer
 from eval.benchmarks.parser import Parser
-from eval.prediction import Prediction, decode_vector
+from eval.prediction import Prediction
+from inference.files import decode_vector
 
 
 class VectorParser(Parser):
