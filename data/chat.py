@@ -46,6 +46,7 @@ class ChatText:
         self.template = tokenizer.chat_template
         self._texts: dict[str, tuple[int, ...]] = {}
         self._markup: dict[tuple[tuple[str, ...], bool], Markup] = {}
+        self._marks: dict[str, tuple[int, ...]] = {}
         self._special = frozenset(
             index for index, token in tokenizer.added_tokens_decoder.items() if token.special
         )  # the ids that text must not reach
@@ -71,8 +72,11 @@ class ChatText:
 
     def mark(self, text: str) -> tuple[int, ...]:
         """Ids of a mark around media, which comes from a model's configuration: it may be one control token."""
-        special = self.tokenizer.get_added_vocab().get(text)
-        return self.encode(text) if special is None else (special,)
+        ids = self._marks.get(text)
+        if ids is None:
+            special = self.tokenizer.get_added_vocab().get(text)  # takes milliseconds with a thousand location bins
+            ids = self._marks[text] = self.encode(text) if special is None else (special,)
+        return ids
 
     def markup(self, roles: Sequence[str], generation_prompt: bool = False) -> Markup:
         """The template's tokens around the messages of these roles.
