@@ -18,7 +18,7 @@ from models.adapters.lora_experts import LoraExperts, add_experts
 from models.adapters.prompt_gate import GatedUpdates, GateNetwork, Gates, PromptGate
 from models.adapters.quantization import Quantization, quantized
 from models.attention import ATTENTION_NAME, Packing, check_attention_layers
-from models.token_loss import chunked_cross_entropy, linear_cross_entropy
+from models.token_loss import linear_cross_entropy
 from models.token_rows import TokenRows
 
 
@@ -342,9 +342,9 @@ class LanguageModel(nn.Module):
         Returns:
             Scalar sum; 0 with a gradient path for n = 0.
         """
-        if self.new_tokens is not None:
-            return chunked_cross_entropy(states, targets, self.logits)
-        return linear_cross_entropy(states, self.head_weight, targets, self.head_bias, self._softcap)
+        rows = self.new_tokens
+        new, known = (None, None) if rows is None else (rows.output_rows, rows.first)
+        return linear_cross_entropy(states, self.head_weight, targets, self.head_bias, self._softcap, new, known)
 
     @property
     def _softcap(self) -> float | None:

@@ -81,13 +81,19 @@ def routing_places(states: Tensor, batch: Batch, tasks: TaskTable) -> tuple[Tens
 
 
 def linear_cross_entropy(
-    states: Tensor, weight: Tensor, targets: Tensor, bias: Tensor | None = None, softcap: float | None = None
+    states: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    new_rows: Tensor | None = None,
+    num_known: int | None = None,
 ) -> Tensor:
     """Summed cross-entropy of ``states @ weight.T + bias`` without the logits of all states at once.
 
-    In full precision torch's chunked kernel does it, where this torch has it. In half precision, under autocast and
-    with soft-capping our own does: torch's adds up the loss in the operands' type, which was off by 2 % in bfloat16,
-    and on a CPU it multiplies in float32.
+    In full precision torch's chunked kernel does it, where this torch has it. In half precision, under autocast, with
+    soft-capping and with new rows our own does: torch's adds up the loss in the operands' type, which was off by 2 %
+    in bfloat16, and on a CPU it multiplies in float32.
 
     Args:
         states: (n, d).
@@ -95,19 +101,24 @@ def linear_cross_entropy(
         targets: (n,) int64.
         bias: (vocabulary,) or None.
         softcap: Logits become ``softcap · tanh(logit / softcap)``.
+        new_rows: (count, d) weight of the tokens that follow those of ``weight``, without a bias.
+        num_known: Rows of ``weight`` that stand for tokens, where new ones follow; what lies behind is left out.
 
     Returns:
         Scalar sum in float32 at least; 0 with a gradient path for n = 0.
     """
     device = states.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+    if num_known is not None and num_known < len(weight):
+        weight, bias = weight[:num_known], None if bias is None else bias[:num_known]
     if len(states) == 0 or not states.requires_grad or _PLAIN.get():
-        return chunked_cross_entropy(states, targets, lambda rows: _capped(F.linear(rows, weight, bias), softcap))
+        return chunked_cross_entropy(states, targets, lambda rows: _logits(rows, weight, bias, new_rows, softcap))
     options = getattr(nn, "LinearCrossEntropyOptions", None)
-    if options is not None and softcap is None and dtype == weight.dtype and dtype.itemsize >= 4:
+    plain = softcap is None and new_rows is None and dtype == weight.dtype and dtype.itemsize >= 4
+    if options is not None and plain:
         return F.linear_cross_entropy(states, weight, targets, linear_bias=bias, reduction="sum", options=options())
     with torch.autocast(device, enabled=False):
-        loss: Tensor = _ChunkedLinearCrossEntropy.apply(states, weight, bias, targets, softcap, dtype)
+        loss: Tensor = _ChunkedLinearCrossEntropy.apply(states, weight, bias, new_rows, targets, softcap, dtype)
     return loss
 
 
@@ -120,19 +131,24 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         states: Tensor,
         weight: Tensor,
         bias: Tensor | None,
+        new_rows: Tensor | None,
         targets: Tensor,
         softcap: float | None,
         dtype: torch.dtype,
     ) -> Tensor:
         wide = torch.promote_types(dtype, torch.float32)
         factor, total = weight.to(dtype), states.new_zeros((), dtype=wide)
+        new_factor = None if new_rows is None else new_rows.to(dtype)
+        offset = None if bias is None else bias.to(dtype)
         of_states = torch.empty_like(states)
-        of_weight = torch.zeros_like(weight, dtype=wide) if weight.requires_grad else None
-        of_bias = torch.zeros_like(bias, dtype=wide) if bias is not None and bias.requires_grad else None
+        of_weight, of_bias, of_new = (
+            torch.zeros_like(tensor, dtype=wide) if tensor is not None and tensor.requires_grad else None
+            for tensor in (weight, bias, new_rows)
+        )
         chunk = max(_CHUNK_ROWS, _CHUNK_LOGITS // len(weight))
         for start in range(0, len(states), chunk):
             rows, wanted = states[start : start + chunk].to(dtype), targets[start : start + chunk, None]
-            values = F.linear(rows, factor, None if bias is None else bias.to(dtype)).to(wide)
+            values = _logits(rows, factor, offset, new_factor).to(wide)
             slope = None
             if softcap is not None:
                 values = values.div_(softcap).tanh_()
@@ -142,12 +158,18 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
             values = values.sub_(log_sums).exp_().scatter_add_(1, wanted, -torch.ones_like(log_sums))
             values = values if slope is None else values.mul_(slope)
             if of_bias is not None:
-                of_bias += values.sum(0)
+                of_bias += values[:, : len(weight)].sum(0)
             values = values.to(dtype)
-            of_states[start : start + chunk] = values @ factor
+            known, new = values[:, : len(weight)], values[:, len(weight) :]
+            of_states[start : start + chunk] = known @ factor
+            if new_factor is not None:
+                of_states[start : start + chunk] += new @ new_factor
             if of_weight is not None:
-                of_weight += values.T @ rows
-        ctx.gradients = (of_states, *(g if g is None else g.to(weight.dtype) for g in (of_weight, of_bias)))
+                of_weight += known.T @ rows
+            if of_new is not None:
+                of_new += new.T @ rows
+        pairs = ((of_weight, weight), (of_bias, bias), (of_new, new_rows))
+        ctx.gradients = (of_states, *(g if g is None or like is None else g.to(like.dtype) for g, like in pairs))
         return total
 
     @staticmethod
@@ -159,7 +181,16 @@ class _ChunkedLinearCrossEntropy(torch.autograd.Function):
         return (*gradients, None, None, None)
 
 
-def _capped(logits: Tensor, softcap: float | None) -> Tensor:
+def _logits(
+    states: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    new_rows: Tensor | None,
+    softcap: float | None = None,
+) -> Tensor:
+    logits = F.linear(states, weight, bias)
+    if new_rows is not None:
+        logits = torch.cat([logits, F.linear(states, new_rows.to(states.dtype))], dim=-1)
     return logits if softcap is None else torch.tanh(logits / softcap) * softcap
 
 

@@ -37,6 +37,11 @@ class TokenRows(nn.Module):
         self.embedding = nn.Parameter(_rows_like(table[:first], count))
         self.output_embedding = None if output is None else nn.Parameter(_rows_like(output[:first], count))
 
+    @property
+    def output_rows(self) -> Tensor:
+        """(count, d) of the output layer."""
+        return self.embedding if self.output_embedding is None else self.output_embedding
+
     def embed(self, ids: Tensor, embedding: nn.Module, scale: float) -> Tensor:
         """(..., d): the table's rows for its tokens, ours times ``scale`` for the others."""
         old = embedding(ids.clamp(max=self.first - 1))
@@ -45,8 +50,7 @@ class TokenRows(nn.Module):
 
     def logits(self, hidden_states: Tensor, head: nn.Module) -> Tensor:
         """(..., first + count): the head's for its tokens, then ours."""
-        rows = self.embedding if self.output_embedding is None else self.output_embedding
-        new = F.linear(hidden_states, rows.to(hidden_states.dtype))
+        new = F.linear(hidden_states, self.output_rows.to(hidden_states.dtype))
         return torch.cat([head(hidden_states)[..., : self.first], new], dim=-1)
 
 

@@ -40,6 +40,26 @@ def test_equals_the_plain_loss(torchs: bool, softcap: float | None, monkeypatch:
         torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("softcap", [None, 2.0])
+def test_new_rows_follow_those_that_stand_for_tokens(softcap: float | None) -> None:
+    known, count = VOCABULARY - 5, 3
+    states, weight, bias, targets = operands()
+    new = (torch.arange(count * WIDTH, dtype=torch.float64).reshape(count, WIDTH) / 20).requires_grad_()
+    targets = targets * (known + count) // VOCABULARY
+    assert (targets >= known).any()
+    whole, offsets = torch.cat([weight[:known], new]), torch.cat([bias[:known], bias.new_zeros(count)])
+    learned = (states, weight, bias, new)
+    expected = plain(states, whole, offsets, targets, softcap)
+    wanted = torch.autograd.grad(expected, learned)
+    found = linear_cross_entropy(states, weight, targets, bias, softcap, new, known)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for mine, other in zip(torch.autograd.grad(found, learned), wanted, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+    with torch.no_grad():
+        again = linear_cross_entropy(states, weight, targets, bias, softcap, new, known)
+    torch.testing.assert_close(again, expected, rtol=1e-12, atol=0)
+
+
 def test_a_frozen_head_and_rows_without_a_gradient() -> None:
     states, weight, _, targets = operands()
     expected = torch.autograd.grad(plain(states, weight, None, targets), states)[0]
