@@ -19,7 +19,7 @@ override RUN_STAMP := $(VENV)/.installed-run
 override DEV_STAMP := $(VENV)/.installed-dev
 PIP_INSTALL = $(VENV_PYTHON) -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training bench-constraint bench-eval clean
+.PHONY: help quickstart test test-all lint format demonstrations bench-environments bench-data bench-encoders bench-training bench-throughput bench-startup bench-constraint bench-eval clean
 
 help: ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -45,7 +45,7 @@ test-all: lint ## Lint, then every test, slow ones too
 demonstrations: $(DEV_STAMP) ## The papers' claims at CPU size, slowly: make demonstrations NAME=instruction_diversity
 	$(VENV_PYTHON) -m demonstrations $(NAME) $(ARGS)
 
-bench-environments: $(DEV_STAMP) ## Environments of the loaders that ours is measured against
+bench-environments: $(DEV_STAMP) ## Environments of the loaders and trainers that ours are measured against
 	$(VENV_PYTHON) -m benchmarks.environments
 
 bench-encoders: $(DEV_STAMP) ## Towers beside their libraries, loading beside transformers'; also as runs/benchmarks/encoders.json
@@ -54,6 +54,12 @@ bench-encoders: $(DEV_STAMP) ## Towers beside their libraries, loading beside tr
 bench-training: $(DEV_STAMP) ## Lightning's trainer beside a plain loop, and how the cost grows
 	$(VENV_PYTHON) -m benchmarks.lightning_overhead $(ARGS)
 	$(VENV_PYTHON) -m benchmarks.scaling $(ARGS)
+
+bench-throughput: $(DEV_STAMP) ## Trainers side by side on a small LLaVA (HF Trainer, TRL, Lightning); TRL wants bench-environments first
+	$(VENV_PYTHON) -m benchmarks.train_throughput $(ARGS)
+
+bench-startup: $(DEV_STAMP) ## train.py fit --help, and a first training step, beside the imports of torch, lightning and transformers
+	$(VENV_PYTHON) -m benchmarks.startup $(ARGS)
 
 bench-constraint: $(DEV_STAMP) ## What constrained decoding adds to a decode step; also as runs/benchmarks/constrained_decoding.json
 	$(VENV_PYTHON) -m benchmarks.constrained_decoding $(ARGS)

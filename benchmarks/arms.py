@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import resource
 import signal
 import statistics
 import subprocess
@@ -57,7 +58,7 @@ class Round:
         arm: Which.
         number: Which round.
         values: What it printed.
-        foreign: Share of the machine's processors that others took meanwhile.
+        foreign: Share of the processors that this run may use that others took meanwhile.
     """
 
     arm: str
@@ -86,7 +87,12 @@ class Outcome:
 
 
 def run_arms(
-    arms: Sequence[Arm], rounds: int, console: Console, timeout: float = 1800, optional: Collection[str] = ()
+    arms: Sequence[Arm],
+    rounds: int,
+    console: Console,
+    timeout: float = 1800,
+    optional: Collection[str] = (),
+    threads: int = 1,
 ) -> Outcome:
     """Run every arm once per round, in turn, so that a drift of the machine hits all alike; tell each that is through.
 
@@ -96,6 +102,7 @@ def run_arms(
         console: Where to tell.
         timeout: Seconds that an arm may take.
         optional: Names of arms that are left out, with a word, where they fail.
+        threads: Of torch in every arm.
 
     Raises:
         RuntimeError: If another arm fails; the message ends with what it wrote.
@@ -106,7 +113,7 @@ def run_arms(
         for arm in (arm for arm in arms if arm.name not in failed):
             watch = Watch()
             try:
-                values = _run(arm, timeout)
+                values = _run(arm, timeout, threads)
             except RuntimeError as error:
                 if arm.name not in optional:
                     raise
@@ -119,13 +126,14 @@ def run_arms(
     return outcome
 
 
-def _run(arm: Arm, timeout: float) -> dict[str, Any]:
+def _run(arm: Arm, timeout: float, threads: int) -> dict[str, Any]:
     """What an arm measured; ends with whatever it started.
 
     Raises:
         RuntimeError: If it fails.
     """
-    variables = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    own = {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "PYTHONHASHSEED": "0"}
+    variables = {**os.environ, **own}
     command = [arm.python, str(ROOT / "benchmarks" / arm.script), *arm.arguments]
     with subprocess.Popen(
         command,
@@ -172,7 +180,7 @@ def write_result(
         "rows": [
             {"arm": item.arm, "round": item.number, "foreign": item.foreign, **item.values} for item in outcome.rounds
         ],
-        "machine": {"processor": platform.processor() or platform.machine(), "cores": os.cpu_count()},
+        "machine": {"processor": _processor(), "cores": len(processors())},
         "versions": {item.arm: item.values.get("versions", {}) for item in outcome.rounds},
         "foreign_load": max((item.foreign for item in outcome.rounds), default=0.0),
     }
@@ -199,7 +207,10 @@ def parser(name: str, description: str | None) -> argparse.ArgumentParser:
 
 
 class Watch:
-    """How much of the processors others take: what the machine was busy, less what we and our children used."""
+    """How much of the processors others take: what they were busy, less what we and our children used.
+
+    Those count that this process may use, so that a run on one core does not see what happens on the others.
+    """
 
     def __init__(self) -> None:
         self.started, self.busy, self.own = time.perf_counter(), _busy(), _ours()
@@ -216,17 +227,46 @@ class Watch:
         if busy is None or self.busy is None:
             return 0.0
         others = (busy - self.busy) - (_ours() - self.own)
-        return max(0.0, others / (elapsed * (os.cpu_count() or 1)))
+        return max(0.0, others / (elapsed * len(processors())))
+
+
+def processors() -> set[int]:
+    """Those that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return os.sched_getaffinity(0)
+    return set(range(os.cpu_count() or 1))
 
 
 def _busy() -> float | None:
     try:
-        fields = Path("/proc/stat").read_text().splitlines()[0].split()[1:]
+        rows = [row.split() for row in Path("/proc/stat").read_text().splitlines()]
     except OSError:
         return None
-    ticks = [int(value) for value in fields]
-    return (sum(ticks[:3]) + sum(ticks[5:8])) / os.sysconf("SC_CLK_TCK")
+    names = {f"cpu{number}" for number in processors()}
+    ticks = [[int(value) for value in row[1:]] for row in rows if row and row[0] in names]
+    return sum(sum(row[:3]) + sum(row[5:8]) for row in ticks) / os.sysconf("SC_CLK_TCK")
 
 
 def _ours() -> float:
     return sum(os.times()[:4])
+
+
+def peak_mib() -> float:
+    """The most memory that this process had resident, in MiB.
+
+    ``getrusage`` would begin with what the parent had, since a child is its copy for a moment.
+    """
+    try:
+        rows = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return next(int(row.split()[1]) for row in rows if row.startswith("VmHWM:")) / 1024
+
+
+def _processor() -> str:
+    try:
+        rows = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        rows = []
+    named = [row.partition(":")[2].strip() for row in rows if row.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

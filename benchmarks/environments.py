@@ -23,6 +23,7 @@ PACKAGES: dict[str, tuple[tuple[str, ...], ...]] = {
         ("--no-deps", "xxhash<4", "zstd", "Brotli", "python-snappy", "cramjam", "tqdm", "catalogue"),
     ),
     "energon": (("megatron-energon==7.4.1",),),
+    "trl": (("trl==1.16.0",),),
 }
 _STAMP = "made-of"
 

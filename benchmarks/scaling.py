@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 
@@ -16,9 +15,8 @@ import torch
 from rich.console import Console
 
 from benchmarks.arms import Outcome, Round, Watch, parser, show, write_result
+from benchmarks.steps.plain import take_steps
 from benchmarks.steps.workload import make_recipe, make_steps
-from training.muon import muon_adamw
-from training.optimizer import clip_gradients, global_grad_norm
 from training.recipe import Recipe
 
 TIMES = (1, 2, 4, 8, 16)
@@ -37,18 +35,8 @@ def lengths(axis: str, times: int) -> list[list[int]]:
 
 def seconds(recipe: Recipe, axis: str, times: int) -> float:
     """Of one pass over the samples."""
-    steps = make_steps(recipe.generalist.plan(), lengths(axis, times))
-    model = recipe.generalist.train()
-    optimizer = muon_adamw(recipe.groups(model), recipe.betas, "32-true")
-    started = time.perf_counter()
-    for step in steps:
-        for pack in step.packs:
-            recipe.objective(model(pack), step.counts).backward()
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        clip_gradients(parameters, recipe.max_grad_norm, global_grad_norm(parameters))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-    return time.perf_counter() - started
+    ended = take_steps(recipe, make_steps(recipe.generalist.plan(), lengths(axis, times)))
+    return ended[-1] - ended[0]
 
 
 def main() -> int:

@@ -18,11 +18,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
+from benchmarks.steps.plain import take_steps
 from benchmarks.steps.workload import make_recipe, make_steps
 from layers.batch import Step
 from training.callbacks import ResumePoint, Throughput
-from training.muon import muon_adamw
-from training.optimizer import clip_gradients, global_grad_norm, warmup_cosine
 from training.recipe import Recipe
 
 WARM_UP = 5
@@ -57,24 +56,8 @@ def by_lightning(recipe: Recipe, steps: list[Step], folder: Path) -> float:
 
 def by_hand(recipe: Recipe, steps: list[Step]) -> float:
     """Seconds of the same steps."""
-    recipe.configure_model()
-    model = recipe.generalist.train()
-    optimizer = muon_adamw(recipe.groups(model), recipe.betas, "32-true")
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimizer, lambda step: warmup_cosine(step, recipe.warmup_steps, len(steps))
-    )
-    started = 0.0
-    for number, step in enumerate(steps):
-        if number == WARM_UP:
-            started = time.perf_counter()
-        for pack in step.packs:
-            recipe.objective(model(pack), step.counts).backward()
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        clip_gradients(parameters, recipe.max_grad_norm, global_grad_norm(parameters))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-        schedule.step()
-    return time.perf_counter() - started
+    times = take_steps(recipe, steps)
+    return times[-1] - times[WARM_UP]
 
 
 def main() -> None:
