@@ -30,6 +30,17 @@ _NO_NEWS = (
     r"Found \d+ module\(s\) in eval mode at the start of training",
     r"LightningCLI's args parameter is intended to run from within Python",
 )
+# The arguments of a subcommand are those of Lightning's Trainer, of which the page is full; this stands around them.
+_HELP = {
+    "fit": {
+        "description": "Train what a configuration describes (--config FILE, several for a stage over its model). The "
+        "same command continues an interrupted run; --dry_run tells what would be done; --print_config writes every "
+        "setting.",
+        "epilog": "What a model and its data take depends on their classes: --model.help=training.recipe.Recipe and "
+        "--data.help=data.datamodule.PackedDataModule explain it.",
+    },
+    "validate": {"description": "Print the losses of held-out data; `python -m eval` measures what a model can do."},
+}
 
 
 def _hush() -> None:
@@ -58,6 +69,7 @@ class TrainCLI(LightningCLI):
         register_strategies()
         kwargs["auto_configure_optimizers"] = False
         kwargs["parser_class"] = PlainParser
+        kwargs.setdefault("parser_kwargs", _HELP)
         super().__init__(*args, **kwargs)
 
     @staticmethod

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import time
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from layers.batch import PADDING, Batch
-from models.generalist import Generalist
+
+if TYPE_CHECKING:
+    from models.generalist import Generalist
 
 
 class Arithmetic:

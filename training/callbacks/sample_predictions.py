@@ -2,31 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
-from pathlib import Path
+from typing import Any
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.loggers import TensorBoardLogger
-from torch import Tensor
-from torchvision.transforms.functional import resize
-from torchvision.utils import draw_bounding_boxes, draw_segmentation_masks
 
-from data.datamodule import PackedDataModule
-from data.inspection.contact_sheet import card, page
-from data.inspection.drawing import picture
-from data.media import RawMedia, decode_media
-from data.shards import Sample
-from inference.conversation import Conversation, HeadError, Reply
-from inference.session import Session
-from layers.calls import BoxesResult, Call, ImageResult, LabelResult, MaskResult, Result, ScoreResult
-from models.generalist import Generalist
 from training.processes.sharding import is_sharded
-
-_SHOWN_SIDE = 256  # boxes and masks are drawn on pictures that are at least this large
 
 
 class SamplePredictions(Callback):
@@ -51,97 +33,22 @@ class SamplePredictions(Callback):
         Raises:
             ValueError: Naming the key.
         """
+        from data.datamodule import PackedDataModule
+
         data = getattr(trainer, "datamodule", None)
         if not isinstance(data, PackedDataModule) or not data.val_sources:
             raise ValueError("SamplePredictions: expected data.init_args.val_sources to ask samples of, got none")
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Ask and write."""
-        generalist, data = pl_module.generalist, trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(generalist, Generalist) and isinstance(data, PackedDataModule)
+        # Here, since every command line imports this module, and sessions, drawing and decoding take seconds to import.
+        from training.callbacks.answers import ask, write_page
+
+        module: Any = pl_module
+        generalist, data = module.generalist, trainer.datamodule  # type: ignore[attr-defined]
         if trainer.sanity_checking or not (trainer.is_global_zero or is_sharded(generalist)):
             return
-        samples = self._samples(data)
-        asked = [Conversation.from_record(sample.record, _media(sample)) for sample in samples]
-        session = Session(generalist, max_new_tokens=self.max_new_tokens)
         with trainer.precision_plugin.forward_context(), torch.random.fork_rng():
-            replies = session.generate(asked)
+            answers = ask(generalist, data, self.count, self.max_new_tokens)
         if trainer.is_global_zero:
-            self._write(trainer, samples, asked, replies)
-
-    def _samples(self, data: PackedDataModule) -> list[Sample]:
-        held_out = data.val_samples()
-        places = np.unique(np.linspace(0, len(held_out) - 1, min(self.count, len(held_out))).round().astype(int))
-        return [held_out.sample(int(place)) for place in places]
-
-    def _write(
-        self, trainer: L.Trainer, samples: Sequence[Sample], asked: Sequence[Conversation], replies: Sequence[Reply]
-    ) -> None:
-        cards = []
-        for sample, conversation, reply in zip(samples, asked, replies, strict=True):
-            shown = answer(reply, list(conversation.media.values()))
-            cards.append(card(sample, _as_html(shown)))
-            for logger in trainer.loggers:
-                if isinstance(logger, TensorBoardLogger):
-                    self._log(logger, sample.key, shown, trainer.global_step)
-        summary = f"<p class='soft'>step {trainer.global_step:,}; free-running, greedy</p>"
-        path = Path(trainer.default_root_dir) / "samples" / f"step-{trainer.global_step:08d}.html"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(page("Answers", summary, f"<section><div class='cards'>{''.join(cards)}</div></section>"))
-
-    @staticmethod
-    def _log(logger: TensorBoardLogger, key: str, shown: Sequence[tuple[str, Tensor | None]], step: int) -> None:
-        board = logger.experiment
-        board.add_text(f"samples/{key}", "\n\n".join(words for words, _ in shown), step)
-        for number, image in enumerate(image for _, image in shown if image is not None):
-            board.add_image(f"samples/{key}/{number}", image, step)
-
-
-def answer(reply: Reply, media: Sequence[RawMedia]) -> list[tuple[str, Tensor | None]]:
-    """A reply as words and pictures: its text, then every call with what its head made of it.
-
-    Args:
-        reply: The reply.
-        media: Of the conversation; boxes and masks are drawn on its last image.
-    """
-    images = [item for item in media if isinstance(item, Tensor)]
-    shown: list[tuple[str, Tensor | None]] = [(reply.text, None)] if reply.text else []
-    for call, result in zip(reply.calls, reply.results, strict=True):
-        shown.append(_called(call, result, images[-1] if images else None))
-    shown += [(f"error: {error.message}", None) for error in reply.errors if isinstance(error, HeadError)]
-    malformed = sum(not isinstance(error, HeadError) for error in reply.errors)
-    if malformed:
-        shown.append((f"{malformed} malformed calls", None))
-    if reply.finish_reason == "length":
-        shown.append(("(cut)", None))
-    return shown or [("(nothing)", None)]
-
-
-def _called(call: Call, result: Result | None, image: Tensor | None) -> tuple[str, Tensor | None]:
-    words = f"{call.task}({call.prompt})"
-    if isinstance(result, LabelResult):
-        return f"{words} → {result.label}", None
-    if isinstance(result, ScoreResult):
-        return f"{words} → {result.score:.3f}", None
-    if isinstance(result, ImageResult):
-        return words, result.image
-    if image is None or not isinstance(result, BoxesResult | MaskResult):
-        return words, None
-    scale = max(1.0, _SHOWN_SIDE / max(image.shape[-2:]))
-    canvas = resize(image, [round(side * scale) for side in image.shape[-2:]])
-    if isinstance(result, MaskResult):
-        mask = resize(result.mask[None].to(torch.uint8), list(canvas.shape[-2:])) > 0
-        return words, draw_segmentation_masks(canvas, mask, alpha=0.5, colors="magenta")
-    boxes = torch.tensor(result.boxes_xyxy).reshape(-1, 4) * scale
-    return words, draw_bounding_boxes(canvas, boxes, colors="cyan", width=2) if len(boxes) else canvas
-
-
-def _media(sample: Sample) -> dict[str, RawMedia]:
-    return {name: decode_media(item, sample.members[item.file]) for name, item in sample.record.media.items()}
-
-
-def _as_html(shown: Sequence[tuple[str, Tensor | None]]) -> str:
-    parts = [
-        f"<p>{escape(words)}</p>" + (picture(image, "answer") if image is not None else "") for words, image in shown
-    ]
-    return f"<div class='turn answer'><span class='role'>answered</span>{''.join(parts)}</div>"
+            write_page(trainer, answers)

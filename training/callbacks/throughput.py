@@ -10,7 +10,6 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 from layers.batch import PADDING, Batch, Step
-from models.generalist import Generalist
 from training.flops import Arithmetic, measure_peak, products_type
 
 
@@ -37,7 +36,7 @@ class Throughput(Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Measure what the device does at best."""
         generalist = getattr(pl_module, "generalist", None)
-        if isinstance(generalist, Generalist):
+        if generalist is not None:
             self._arithmetic = Arithmetic(generalist)
             if self.peak is None:
                 self.peak = measure_peak(pl_module.device, products_type(str(trainer.precision)))

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from layers.batch import Batch
-from models.generalist import Generalist
+
+if TYPE_CHECKING:
+    from models.generalist import Generalist
 
 MEDIA = "media/"
 """Before a modality's name, among the counts of a step: how many of its items the packs hold."""

@@ -11,6 +11,7 @@ they have no gradient and no state to spread, unless ``shard_frozen`` asks for i
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -19,8 +20,10 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from models.generalist import Generalist
 from models.on_meta import parameters_on_meta
+
+if TYPE_CHECKING:
+    from models.generalist import Generalist
 
 
 def built_once(rank: int) -> AbstractContextManager[None]:

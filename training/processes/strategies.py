@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -21,9 +21,11 @@ from lightning.pytorch.strategies import (
     StrategyRegistry,
 )
 
-from models.generalist import Generalist
 from training.processes.lockstep import many_processes
 from training.processes.sharding import is_sharded, shard
+
+if TYPE_CHECKING:
+    from models.generalist import Generalist
 
 
 class FullyShardedStrategy(ModelParallelStrategy):
