@@ -9,6 +9,7 @@ import torch
 from torchvision.ops import box_convert
 from transformers.loss.loss_for_object_detection import HungarianMatcher, ImageLoss
 
+from eval.metrics.detection import coco_average_precision
 from heads.boxes import BoxSetHead, BoxSetTargetProcessor
 from heads.boxes.matching import SetTarget, SetWeights, assign, matching_cost, set_loss
 from heads.boxes.sets import BoxSets
@@ -59,10 +60,11 @@ def scene(objects: list[tuple[int, int, int]], prompt: str = "red; blue") -> tup
     """A picture of 64 x 48 seen letterboxed as 8 x 8 cells of 8 pixels, and the boxes of its objects.
 
     An object, (column, row, colour) with columns and rows of 24 pixels, covers 3 x 3 cells; the features of its cells
-    say its colour, the more the nearer they are to its middle.
+    say its colour, the more beside what all cells have the nearer they are to its middle.
     """
     transform = GeometricTransform.letterbox((64, 48), (64, 64))
     features = torch.zeros(8, 8, FEATURE)
+    features[..., -1] = 1.0
     wanted = []
     for column, row, colour in objects:
         for y in range(3):
@@ -132,3 +134,60 @@ def test_phrases_are_separated_and_counted_once() -> None:
     assert class_index("", ["only"]) == 0
     with pytest.raises(ValueError, match="expected one of"):
         class_index("", ["one", "two"])
+
+
+SCENES: list[list[tuple[int, int, int]]] = [
+    [],
+    [(0, 0, 0)],
+    [(1, 0, 1)],
+    [(0, 1, 1), (1, 1, 0)],
+    [(0, 0, 1), (1, 0, 1)],
+    [(1, 0, 0), (0, 1, 0), (1, 1, 1)],
+    [(0, 0, 0), (1, 0, 1), (0, 1, 1)],
+    [(0, 0, 1), (1, 0, 0), (0, 1, 0), (1, 1, 0)],
+]
+"""The objects of eight pictures: column, row, colour."""
+
+
+def average_precision(head: BoxSetHead, contexts: list[HeadContext], wanted: list[list[dict[str, Any]]]) -> float:
+    """COCO's, of the lists that the head answers."""
+    states, names = torch.zeros(len(contexts), STATE), ["red", "blue"]
+    with torch.no_grad():
+        results = head.decode(head(states, [1] * len(contexts), contexts), contexts)
+
+    def row(image: int, box: Any, label: str, **more: Any) -> dict[str, Any]:
+        x1, y1, x2, y2 = box
+        return {"image_id": image, "category_id": names.index(label), "bbox": [x1, y1, x2 - x1, y2 - y1], **more}
+
+    truth = [row(image, item["box_xyxy"], item["label"]) for image, own in enumerate(wanted) for item in own]
+    found = []
+    for image, result in enumerate(results):
+        assert isinstance(result, BoxesResult)
+        listed = zip(result.boxes_xyxy, result.labels, result.scores, strict=True)
+        found += [row(image, box, label, score=score) for box, label, score in listed]
+    annotations = [{**item, "id": number} for number, item in enumerate(truth, 1)]
+    categories = [{"id": index, "name": name} for index, name in enumerate(names)]
+    ground_truth = {"images": [{"id": i} for i in range(len(contexts))], "categories": categories}
+    return coco_average_precision({**ground_truth, "annotations": annotations}, found)["AP"]
+
+
+def test_detection_lists_are_learned() -> None:
+    """Eight pictures of none to four objects, overfitted: every object has its box and its label, and nothing else."""
+    torch.manual_seed(0)
+    head = BoxSetHead(STATE, FEATURE, width=64, threshold=0.3)
+    contexts, wanted = (list(column) for column in zip(*map(scene, SCENES), strict=True))
+    targets = [
+        head.target_processor.for_call(context.call)(own, [context.image.layout])
+        for context, own in zip(contexts, wanted, strict=True)
+    ]
+    assert average_precision(head, contexts, wanted) < 0.1
+    steps, states = 120, torch.zeros(len(contexts), STATE)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=3e-3)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        head.loss(head(states, [1] * len(contexts), contexts), targets).total.backward()
+        torch.nn.utils.clip_grad_norm_(head.parameters(), 10.0)
+        optimizer.step()
+        schedule.step()
+    assert average_precision(head, contexts, wanted) >= 0.9
