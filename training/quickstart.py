@@ -34,6 +34,8 @@ DEFAULT_RUN = Path("runs/quickstart")
 TOWERS = ("stage0_vision", "stage0_speech", "stage0_graph")
 CONTROLS = ("blind", "shuffled", "zeroed", "random_weights")
 STAGES = ("stage0_language", "stage1_alignment", "stage2_instruction")
+SPLIT = ("stage1_alignment", "stage2_instruction")
+"""What several processes can train together."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,9 @@ REFERENCE: Mapping[str, Reference] = {
 }
 
 
-def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys.executable) -> list[Phase]:
+def phases(
+    run: Path, seed: int, scale: float, precision: str, processes: int = 1, python: str = sys.executable
+) -> list[Phase]:
     """The phases of a run, in order; writes the run's copies of the configurations.
 
     Args:
@@ -82,6 +86,7 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         seed: Of the data and of the training.
         scale: Size of the data, 1 is the quickstart's.
         precision: Of the trainer.
+        processes: How many train the last two stages together, each on its part of a step's tokens and of the cores.
         python: The interpreter.
     """
     configs = {name: _own_config(name, run) for name in ("model", *TOWERS, *STAGES)}
@@ -94,7 +99,12 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
         chosen = [argument for file in files for argument in ("--config", str(file))]
         command = (python, str(ROOT / "train.py"), "fit", *chosen, "--seed_everything", str(seed))
         options = ("--trainer.precision", precision)
-        return Phase(name, (command,), files, (folders[name],), needs, options, shares=name.startswith("stage0"))
+        environment = {}
+        if processes > 1 and name in SPLIT:
+            command += _together(processes, _settings(configs[name])["data"]["init_args"]["max_tokens"])
+            environment["OMP_NUM_THREADS"] = str(max(1, num_cores() // processes))
+        shares = name.startswith("stage0")
+        return Phase(name, (command,), files, (folders[name],), needs, options, shares, environment)
 
     shared = ("--checkpoint", str(checkpoint), "--data", str(data), "--split", "test")
     asking = ("--batch-size", "64", "--max-new-tokens", "64")  # the longest reference has some 40 tokens
@@ -160,6 +170,13 @@ def phases(run: Path, seed: int, scale: float, precision: str, python: str = sys
             needs=("score",),
         ),
     ]
+
+
+def _together(processes: int, max_tokens: int) -> tuple[str, ...]:
+    """Arguments with which a step's tokens are as many packs as processes, one for each."""
+    trainer = ("--trainer.accelerator", "cpu", "--trainer.devices", str(processes), "--trainer.strategy", "ddp")
+    packs = ("--data.init_args.packs_per_step", str(processes))
+    return (*trainer, *packs, "--data.init_args.max_tokens", str(max_tokens // processes))
 
 
 def _fewer(control: str) -> tuple[str, ...]:
@@ -255,6 +272,12 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument("--seed", type=int, default=0, help="of data and training (%(default)s)")
     result.add_argument("--scale", type=float, default=1.0, help="size of the data (%(default)s)")
     result.add_argument("--precision", choices=("bf16-mixed", "32-true"), help="instead of the measured choice")
+    result.add_argument(
+        "--processes",
+        type=int,
+        metavar="N",
+        help="on a CPU, train the last two stages in N processes, each on its part of the cores (1)",
+    )
     part = result.add_mutually_exclusive_group()
     part.add_argument("--only", nargs="+", choices=tuple(REFERENCE), metavar="PHASE", help="these phases alone")
     part.add_argument("--from", dest="start", choices=tuple(REFERENCE), metavar="PHASE", help="this phase and later")
@@ -285,9 +308,14 @@ def _run(given: argparse.Namespace) -> int:
     speed = choose_precision()
     precision = given.precision or stamps.settings.get("precision") or speed.precision
     print(f"precision: {speed.reason}" + (f" (this run keeps {precision})" if precision != speed.precision else ""))
-    stamps.settings.update(precision=precision, gflops=speed.gflops, seed=given.seed, scale=given.scale)
+    processes = given.processes or stamps.settings.get("processes") or 1
+    if processes > 1 and torch.cuda.is_available():
+        raise ValueError(f"--processes: expected 1 where there is a GPU, got {processes}")
+    stamps.settings.update(
+        precision=precision, gflops=speed.gflops, seed=given.seed, scale=given.scale, processes=processes
+    )
     stamps.save()
-    planned = phases(given.run, given.seed, given.scale, precision)
+    planned = phases(given.run, given.seed, given.scale, precision, processes)
     _print_estimates(planned, stamps, Speed(precision, speed.gflops, speed.reason), given.scale)
     names = [phase.name for phase in planned]
     selected = given.only or (names[names.index(given.start) :] if given.start else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,22 @@ def test_a_run_is_told_kept_and_continued(
 def test_a_phase_out_of_order_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert quickstart.main(["--run", str(tmp_path / "run"), "--only", "score"]) == 2
     assert "needs ['evaluation', 'controls']" in capsys.readouterr().err
+
+
+def test_two_processes_share_the_tokens_of_a_step(tmp_path: Path) -> None:
+    for name in quickstart.SPLIT:
+        config = quickstart.CONFIGS / f"{name}.yaml"
+        config.write_text(
+            config.read_text().replace("data: runs/", "data: {init_args: {max_tokens: 1536}}\nfrom: runs/")
+        )
+    alone = make(tmp_path / "alone")
+    planned = quickstart.phases(tmp_path / "run", seed=3, scale=0.5, precision="32-true", processes=2)
+    together = {phase.name: phase for phase in planned}
+    for name in quickstart.SPLIT:
+        (command,) = together[name].commands
+        given = dict(pairwise(command))
+        assert given["--trainer.devices"] == given["--data.init_args.packs_per_step"] == "2"
+        assert given["--data.init_args.max_tokens"] == "768"
+        assert together[name].environment["OMP_NUM_THREADS"] == str(max(1, quickstart.num_cores() // 2))
+        assert "--trainer.devices" not in alone[name].commands[0] and not alone[name].environment
+    assert "--trainer.devices" not in together["stage0_language"].commands[0]

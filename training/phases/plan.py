@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -21,6 +21,7 @@ class Phase:
         needs: Earlier phases whose results it reads.
         options: Arguments appended to every command that do not change what is computed (precision, device).
         shares: Whether it may run beside others that say so too, each on its part of the cores.
+        environment: What its commands' environment has besides; nothing that changes what is computed.
     """
 
     name: str
@@ -30,6 +31,7 @@ class Phase:
     needs: tuple[str, ...] = ()
     options: tuple[str, ...] = ()
     shares: bool = False
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 def fingerprints(phases: Sequence[Phase]) -> dict[str, str]:

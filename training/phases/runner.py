@@ -141,7 +141,8 @@ class _Runner:
         self.started.append(phase.name)
         shares = phase.shares and self.lanes > 1
         log = self.run_folder / "logs" / f"{phase.name}.log" if shares else None
-        self.running.append(_Running(phase, entry, self.stamps, self.sharing if phase.shares else self.alone, log))
+        environment = {**(self.sharing if phase.shares else self.alone), **phase.environment}
+        self.running.append(_Running(phase, entry, self.stamps, environment, log))
 
     def _look(self) -> None:
         for item in list(self.running):
