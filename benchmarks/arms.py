@@ -146,7 +146,7 @@ def _run(arm: Arm, timeout: float, threads: int) -> dict[str, Any]:
     ) as process:
         try:
             output, errors = process.communicate(timeout=timeout)
-        except BaseException as error:
+        except BaseException as error:  # Ctrl-C too: nothing of an arm may run on beside the next
             os.killpg(process.pid, signal.SIGKILL)
             if isinstance(error, subprocess.TimeoutExpired):
                 raise RuntimeError(f"arm '{arm.name}' took longer than {timeout:.0f} s") from None
