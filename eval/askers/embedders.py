@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +20,9 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_AUDIO_XVECTOR_MAPPING_NAMES
 
 from data.media import resample
-from eval.askers.asker import Asker, Question
-from eval.askers.pretrained import directory_sha256
-from eval.askers.session import DTYPES, Decoding
+from eval.askers.asker import Question
+from eval.askers.directory import DirectoryAsker
+from eval.askers.session import DTYPES
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, predicted
 from inference.conversation import Conversation, Reply
@@ -42,7 +41,7 @@ class _Thing:
     value: Any
 
 
-class EmbeddingAsker(Asker):
+class EmbeddingAsker(DirectoryAsker):
     """Embeds with a model from a directory that transformers wrote; no code in it is run.
 
     It is a dual encoder with ``get_text_features`` and ``get_image_features`` or ``get_audio_features`` (CLIP, SigLIP,
@@ -59,27 +58,7 @@ class EmbeddingAsker(Asker):
         ValueError: If there is no such directory.
     """
 
-    controls = frozenset({"blind", "shuffled", "random_weights"})
-
-    def __init__(self, directory: str | Path, decoding: Decoding, control: str | None = None) -> None:
-        self.directory, self.decoding, self.control = Path(directory), decoding, control
-        if not (self.directory / "config.json").is_file():
-            raise ValueError(f"expected a directory that transformers wrote, with config.json, got '{directory}'")
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Hash of the directory's files."""
-        session = {"constrained": False, "dtype": self.decoding.dtype, "decoding": "vectors", "by": "transformers"}
-        return {"checkpoint_sha256": directory_sha256(self.directory), "session": session}
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Where and how fast."""
-        return {
-            "checkpoint": str(self.directory),
-            "device": self.decoding.place,
-            "batch_size": self.decoding.batch_size,
-        }
+    decoded = "vectors"
 
     def refuses(self, benchmark: Benchmark) -> str:
         """What is not embedded."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,8 @@ from transformers import (
 from transformers.models.auto.modeling_auto import MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES
 
 from data.media import RawMedia, Video, resample
-from eval.askers.asker import Asker, Question
+from eval.askers.asker import Question
+from eval.askers.directory import DirectoryAsker
 from eval.askers.session import DTYPES, Decoding
 from eval.benchmarks.benchmark import Benchmark
 from eval.prediction import Prediction, predicted
@@ -31,8 +31,6 @@ from inference.conversation import Conversation, Reply
 from layers.media import Audio, Graph
 
 FRAMES = 8
-_PROBES, _PROBE, _WHOLE = 64, 2**16, 2**24
-_HASHED = (".json", ".jinja", ".safetensors", ".model", ".txt")
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class _Prompt:
         return len(self.images), len(self.audio)
 
 
-class TransformersAsker(Asker):
+class TransformersAsker(DirectoryAsker):
     """Asks a model from a directory that transformers wrote; no code in it is run.
 
     A video is shown as :data:`FRAMES` frames, evenly spaced. Questions about graphs are refused.
@@ -64,31 +62,13 @@ class TransformersAsker(Asker):
         ValueError: If there is no such directory, or constrained decoding is asked for.
     """
 
-    controls = frozenset({"blind", "shuffled", "random_weights"})
-
     def __init__(
         self, directory: str | Path, decoding: Decoding, control: str | None = None, boxes: str | None = None
     ) -> None:
-        self.directory, self.decoding, self.control, self.boxes = Path(directory), decoding, control, boxes
-        if not (self.directory / "config.json").is_file():
-            raise ValueError(f"expected a directory that transformers wrote, with config.json, got '{directory}'")
+        super().__init__(directory, decoding, control)
+        self.boxes = boxes
         if decoding.constrained or decoding.confidence:
             raise ValueError("constrained decoding and confidence need a checkpoint of ours")
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        """Hash of the directory's files (of large ones: samples of their bytes), and how it is decoded."""
-        session = {"constrained": False, "dtype": self.decoding.dtype, "decoding": "greedy", "by": "transformers"}
-        return {"checkpoint_sha256": directory_sha256(self.directory), "session": session}
-
-    @property
-    def info(self) -> Mapping[str, Any]:
-        """Where and how fast."""
-        return {
-            "checkpoint": str(self.directory),
-            "device": self.decoding.place,
-            "batch_size": self.decoding.batch_size,
-        }
 
     def refuses(self, benchmark: Benchmark) -> str:
         """Where a benchmark measures what a head answers to a given call."""
@@ -252,19 +232,3 @@ def _reply(ids: list[int], ends: set[int], tokenizer: Any, timings: Mapping[str,
         finish_reason="length" if end is None else "stop",
         timings=timings,
     )
-
-
-def directory_sha256(directory: Path) -> str:
-    """Of a directory's files by name: whole small ones, evenly spaced samples of large ones."""
-    digest = hashlib.sha256()
-    for path in sorted(item for item in directory.iterdir() if item.suffix in _HASHED):
-        size = path.stat().st_size
-        digest.update(f"{path.name}\0{size}\0".encode())
-        with path.open("rb") as stream:
-            if size <= _WHOLE:
-                digest.update(stream.read())
-                continue
-            for probe in range(_PROBES):
-                stream.seek(probe * (size - _PROBE) // (_PROBES - 1))
-                digest.update(stream.read(_PROBE))
-    return digest.hexdigest()

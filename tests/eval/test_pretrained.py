@@ -28,7 +28,8 @@ from transformers import (
 from data.media import encode_flac
 from eval.askers.asker import question_of
 from eval.askers.choose import choose_asker
-from eval.askers.pretrained import TransformersAsker, directory_sha256
+from eval.askers.directory import directory_sha256
+from eval.askers.pretrained import TransformersAsker
 from eval.askers.session import Decoding
 from eval.benchmarks.inputs import InputFiles
 from eval.benchmarks.quickstart import quickstart_benchmarks
